@@ -1,0 +1,117 @@
+"""Types of the compiled extension: the C core's handles and the shim's classes. Translation only; see csrc/."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import Store
+from torch._C._distributed_c10d import Backend, Work
+
+EXACT_ROUND: int
+"""In place of a round's number: the group of all ranks."""
+TORCH_VERSION: str
+"""The torch this extension was built against, as "2.13.0"."""
+
+# ---- C core -----------------------------------------------------------------------------------------------------------
+
+class Plan:
+    """A handle on a plan of the C core (csrc/core/plan.c). Immutable. Errors are ValueError carrying the core's text."""
+
+    @staticmethod
+    def create(kind: str, world_size: int, group_size: int = 0, max_period: int = 0, seed: int = 0) -> Plan: ...  # kind: auto|grid|random
+    @staticmethod
+    def explicit(world_size: int, rounds: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Plan: ...
+    @staticmethod
+    def deserialize(data: bytes) -> Plan: ...
+    def serialize(self) -> bytes: ...
+    @property
+    def kind(self) -> str: ...  # grid|random|explicit
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def period(self) -> int: ...
+    @property
+    def max_group_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def hash(self) -> int: ...
+    def groups(self, round: int) -> list[list[int]]: ...
+    def group_of_rank(self, round: int, rank: int) -> list[int]: ...
+    def round_at(self, step: int, stripe: int) -> int: ...
+    def round_of_call(self, call: int) -> int: ...
+    def contraction(self) -> float: ...
+
+def stripe_count(total_bytes: int, period: int, min_stripe_bytes: int) -> int: ...
+def stripe_begin(element_count: int, stripe_count: int, stripe: int) -> int: ...
+def hash64(data: bytes, basis: int = 0) -> int: ...
+def average(sources: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """target = mean of sources (same floating dtype and numel, contiguous CPU tensors), by the core's kernel."""
+
+# ---- shim -------------------------------------------------------------------------------------------------------------
+
+class LaunchGate:
+    """One a process: lets a collective on any dssync group first launch the averages that are due.
+
+    While armed, the entry of every collective, p2p and barrier of every ProcessGroupDssync of the process calls
+    `callback(operation_name)` on the calling thread with the GIL held, except inside a backward pass and inside the callback itself.
+    """
+
+    def __init__(self, callback: Callable[[str], None]) -> None: ...
+    armed: bool
+    exact_depth: int  # > 0: every AVG is exact (inside dssync_pg.exact()), read by ProcessGroupDssync without the GIL
+
+class Averager:
+    """Averages lists of tensors in the groups of a plan, one launch after the other, on a thread of its own (csrc/shim/averager).
+
+    Launches are matched by (name, step): every rank gives the same sequence of steps, rounds and shapes. Before any payload moves on
+    a group, its members compare a header (step, layout hash, dtype, numel); a difference is an error on each of them and nothing is
+    averaged. The first error sticks: later launches fail with the same text.
+    """
+
+    def __init__(
+        self,
+        name: str,  # also the prefix of its keys in the store
+        store: Store,  # a connection of its own
+        rank: int,
+        plan: Plan,
+        make_group: Callable[[Store, int, int, timedelta], Backend],  # (store, rank in group, group size, timeout); called with the GIL
+        timeout: timedelta,
+        bucket_bytes: int = 25 << 20,
+        max_groups: int = 16,
+    ) -> None: ...
+    def launch(
+        self,
+        step: int,
+        layout: int,  # hash of what is averaged; equal on all ranks
+        parts: Sequence[tuple[int, Sequence[torch.Tensor]]],  # (round or EXACT_ROUND, dense tensors averaged in place)
+        what: str,  # for errors: "step 17 of sync 0"
+    ) -> Work: ...
+    def shutdown(self, abort: bool = False) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+    """launches, bytes_sent (payload bytes this rank put on the wire, counted as 2 (s-1)/s per all-reduce), seconds_waiting,
+    groups_formed, groups_cached, last_step, error (str | None)."""
+
+class ProcessGroupDssync(Backend):
+    """The backend: exact calls go to `inner` (Gloo), AVG averages to `averager` where there is one (csrc/shim/process_group)."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        inner: Backend,
+        gate: LaunchGate,
+        averager: Averager | None,  # None: every call is exact
+        min_bytes: int,
+        on_first_average: Callable[[str], None],  # one INFO line, called once
+        on_shutdown: Callable[[], None],  # called once, before anything is taken down
+        label: str,  # "default group", "group 3": for errors
+        timeout: timedelta,
+    ) -> None: ...
+    @property
+    def averager(self) -> Averager | None: ...
+    @property
+    def inner(self) -> Backend: ...
+    def abandon(self) -> None: ...
+    """At interpreter exit: no due launch, no waiting; pending work is left to a detached thread."""
