@@ -1,0 +1,51 @@
+"""Divide-and-shuffle synchronization (DS-Sync, arXiv 2007.03298) as a PyTorch process-group backend.
+
+`torch.distributed.init_process_group(backend="dssync")` needs no import of this package; import it for what a script may want
+beyond that:
+
+Options        what can be chosen, passed as `pg_options`
+Plan           who averages with whom, as a plain object
+exact          a context in which every collective is exact
+attach         averages a model's parameters after each step of an optimizer
+Sync           what `attach` returns; `get_syncs` lists those that were attached by themselves
+global_average the exact mean of the parameters for the length of a context
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._backend import exact
+    from .attach import attach, get_syncs
+    from .options import Options
+    from .plan import Plan
+    from .sync import Sync, global_average
+
+__version__ = "0.1.0"
+__all__ = ["Options", "Plan", "exact", "attach", "Sync", "get_syncs", "global_average", "__version__"]
+
+# Lazy (PEP 562): `import torch` loads this module to find ._autoload, and must stay cheap.
+_HOME = {
+    "Options": "options",
+    "Plan": "plan",
+    "exact": "_backend",
+    "attach": "attach",
+    "get_syncs": "attach",
+    "Sync": "sync",
+    "global_average": "sync",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
