@@ -74,7 +74,13 @@ DSS_API dss_status_t dss_plan_create(const dss_plan_params_t *params, dss_plan_t
 /* Rounds given by hand: group_of[round * world_size + rank] is the number of the rank's group in that round, below world_size. */
 DSS_API dss_status_t dss_plan_create_explicit(uint32_t world_size, uint32_t round_count, const uint32_t *group_of, uint64_t seed,
                                               dss_plan_t **plan_p, dss_error_t *error_p);
-DSS_API void dss_plan_destroy(dss_plan_t *plan);
+/* Rounds written as lists of groups, turned into the group_of of dss_plan_create_explicit (room for round_count * world_size; its
+ * content is undefined after a failure). group_counts: groups of each round; member_counts: members of each group, round after
+ * round; members: the ranks, group after group. A rank that is missing, repeated or unknown is DSS_ERR_NOT_A_PARTITION. */
+DSS_API dss_status_t dss_rounds_from_groups(uint32_t world_size, uint32_t round_count, const uint32_t *group_counts,
+                                            const uint32_t *member_counts, const uint32_t *members, uint32_t *group_of,
+                                            dss_error_t *error_p);
+DSS_API void dss_plan_destroy(dss_plan_t *plan); /* NULL is allowed */
 
 DSS_API dss_plan_kind_t dss_plan_kind(const dss_plan_t *plan); /* never AUTO: what AUTO became */
 DSS_API uint32_t dss_plan_world_size(const dss_plan_t *plan);
@@ -100,7 +106,7 @@ DSS_API uint32_t dss_plan_round_of_call(const dss_plan_t *plan, uint64_t call);
 /* rho = ||W_P ... W_1 - J||_2 over one period: 0 is exact consensus every period, below 1 mixes, 1 never does. */
 DSS_API dss_status_t dss_plan_contraction(const dss_plan_t *plan, double *rho_p);
 
-/* A fixed little-endian form with a hash at its end. With bytes NULL only *needed_bytes_p is set. */
+/* A fixed little-endian form with a hash at its end (plan_wire.c). With bytes NULL only *needed_bytes_p is set. */
 DSS_API dss_status_t dss_plan_serialize(const dss_plan_t *plan, void *bytes, size_t capacity_bytes, size_t *needed_bytes_p);
 /* Trusts nothing in the bytes: lengths, hash, partition and connectivity are checked before a plan is made. */
 DSS_API dss_status_t dss_plan_deserialize(const void *bytes, size_t bytes_bytes, dss_plan_t **plan_p, dss_error_t *error_p);
@@ -111,7 +117,7 @@ DSS_API uint64_t dss_hash(const void *bytes, size_t bytes_bytes, uint64_t basis)
 
 /* ---- stripes ------------------------------------------------------------------------------------------------------------ */
 
-/* In how many stripes a flat vector is cut: at most `period`, none smaller than min_stripe_bytes, at least one. */
+/* In how many stripes a flat vector is cut: at most `period`, at least one, their mean size not below min_stripe_bytes. */
 DSS_API uint32_t dss_stripe_count(size_t total_bytes, uint32_t period, size_t min_stripe_bytes);
 /* First element of stripe `stripe` of `stripe_count` in a vector of element_count elements, on a multiple of 64 elements where the
  * vector is long enough; stripe == stripe_count gives element_count. */
@@ -124,13 +130,14 @@ typedef enum dss_dtype { DSS_FLOAT32 = 0, DSS_FLOAT64 = 1, DSS_FLOAT16 = 2, DSS_
 DSS_API size_t dss_dtype_bytes(dss_dtype_t dtype);            /* 0 for an unknown dtype */
 DSS_API dss_dtype_t dss_dtype_accumulator(dss_dtype_t dtype); /* FLOAT64 for FLOAT64, else FLOAT32 */
 
-/* target[i] = mean over s of sources[s][i], accumulated in the accumulator's dtype and rounded once, to nearest even. `target` may
- * be one of the sources; no other overlap; pointers need no alignment. */
+/* target[i] = mean over s of sources[s][i], summed in order and divided in the accumulator's dtype, then rounded to `dtype` to
+ * nearest even. `target` may be one of the sources; no other overlap; pointers need no alignment. */
 DSS_API dss_status_t dss_average(dss_dtype_t dtype, const void *const *sources, size_t source_count, void *target,
                                  size_t element_count);
 /* accumulator[i] = source[i] in the accumulator's dtype. */
 DSS_API dss_status_t dss_widen(dss_dtype_t dtype, const void *source, void *accumulator, size_t element_count);
-/* target[i] = accumulator[i] * scale, rounded once; target may be the accumulator where the dtypes are the same. */
+/* target[i] = accumulator[i] * scale, multiplied in float64, rounded to the accumulator's dtype and then, to nearest even, to
+ * `dtype`; target may be the accumulator where the dtypes are the same. */
 DSS_API dss_status_t dss_narrow_scaled(dss_dtype_t dtype, const void *accumulator, double scale, void *target,
                                        size_t element_count);
 

@@ -1,0 +1,51 @@
+# The core and its tests, without Python: included by the top-level Makefile, or alone from the repository root:
+#   make -f csrc/core/core.mk core-test
+# Nothing is built in the source tree. Each flavour (plain, sanitized) has a folder of its own under build/core.
+
+CORE_BUILD ?= build/core
+CORE_CFLAGS ?= -O2
+CORE_WARNINGS ?= -Wall -Wextra -Wpedantic -Werror
+CORE_FLAGS = -std=c11 $(CORE_WARNINGS) -fvisibility=hidden -Icsrc/include -Icsrc/core $(CORE_CFLAGS)
+CORE_SOURCES := $(sort $(wildcard csrc/core/*.c))
+CORE_TESTS := $(sort $(wildcard tests/c/*_test.c))
+CORE_HEADERS := $(wildcard csrc/include/*.h csrc/core/*.h tests/c/*.h)
+CORE_LIBRARY = $(CORE_BUILD)/libdssync_core.a
+CORE_OBJECTS = $(CORE_SOURCES:csrc/core/%.c=$(CORE_BUILD)/%.o)
+CORE_PROGRAMS = $(CORE_TESTS:tests/c/%.c=$(CORE_BUILD)/%)
+
+.PHONY: core core-test core-clean sanitize sanitize-address sanitize-thread
+
+core: $(CORE_LIBRARY)
+
+$(CORE_OBJECTS): $(CORE_BUILD)/%.o: csrc/core/%.c $(CORE_HEADERS) | $(CORE_BUILD)
+	$(CC) $(CORE_FLAGS) -c $< -o $@
+
+$(CORE_LIBRARY): $(CORE_OBJECTS)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+$(CORE_PROGRAMS): $(CORE_BUILD)/%: tests/c/%.c $(CORE_LIBRARY) $(CORE_HEADERS)
+	$(CC) $(CORE_FLAGS) -Itests/c $< $(CORE_LIBRARY) -o $@ -lm -pthread
+
+$(CORE_BUILD):
+	mkdir -p $@
+
+# Every program runs even when one fails, and the last line counts them all.
+core-test: $(CORE_PROGRAMS)
+	@passed=0; failed=0; \
+	for program in $(CORE_PROGRAMS); do \
+	    if $$program; then passed=$$((passed + 1)); else failed=$$((failed + 1)); echo "FAILED: $$program"; fi; \
+	done; \
+	echo "$$passed passed, $$failed failed"; test $$failed -eq 0
+
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address:
+	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-address \
+	    CORE_CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+
+sanitize-thread:
+	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-thread CORE_CFLAGS="-O1 -g -fsanitize=thread"
+
+core-clean:
+	rm -rf build/core build/core-address build/core-thread

@@ -1,0 +1,62 @@
+/*
+ * plan_internal.h: what a plan is made of, for the files that make one.
+ *
+ * A plan is asked for the group of one rank in every bucket of every step and changes never, so it is stored unrolled: for each
+ * round the group of each rank, and the ranks sorted by group. That costs 8 bytes a rank and round (6 MB for 100,000 ranks and 8
+ * rounds) and makes every question an index. Groups are numbered by their smallest member, so that equal partitions are equal
+ * bytes, whoever made them, and have equal hashes. Makers fill `group_of` and call dss_plan_finish, which does everything else and
+ * is the one gate that every plan passes. Immutable after that: any number of threads may read, nobody locks.
+ */
+#ifndef DSS_PLAN_INTERNAL_H
+#define DSS_PLAN_INTERNAL_H
+
+#include "dssync.h"
+
+struct dss_plan {
+    dss_plan_kind_t kind;    /* never AUTO */
+    uint32_t world_size;     /* N */
+    uint32_t period;         /* P */
+    uint32_t max_group_size; /* over all rounds */
+    uint64_t seed;           /* also orders the calls outside a step */
+    uint64_t hash;           /* of the serialised content */
+    uint32_t *group_of;      /* [P][N] number of the rank's group; owned */
+    uint32_t *members;       /* [P][N] ranks, group after group, ascending in each; owned */
+    size_t *round_begin;     /* [P + 1] where the round's entries begin in group_begin; owned */
+    uint32_t *group_begin;   /* for each round group_count + 1 offsets into its N members; owned */
+};
+
+#define DSS_PLAN_DEFAULT_PERIOD 8u
+#define DSS_GRID_MAX_FACTORS 24u /* 2^24 is the largest world */
+
+/* The makers take params already checked by dss_plan_create, with max_period filled in. */
+dss_status_t dss_plan_create_grid(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p);
+dss_status_t dss_plan_create_random(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p);
+
+/* The factors of the grid that params ask for, largest first. */
+dss_status_t dss_grid_factors(const dss_plan_params_t *params, uint32_t factors[DSS_GRID_MAX_FACTORS], uint32_t *factor_count_p,
+                              dss_error_t *error_p);
+
+/* The group size aimed at: params->group_size, or what 0 stands for. */
+uint32_t dss_plan_target_group_size(const dss_plan_params_t *params);
+
+/* An unfinished plan: group_of is allocated and to be filled with any numbers below world_size. Freed by dss_plan_destroy. */
+dss_status_t dss_plan_allocate(dss_plan_kind_t kind, uint32_t world_size, uint32_t period, uint64_t seed, dss_plan_t **plan_p,
+                               dss_error_t *error_p);
+
+/* Renumbers the groups, sorts the members, passes the gate and takes the hash. */
+dss_status_t dss_plan_finish(dss_plan_t *plan, dss_error_t *error_p);
+
+/* The gate (rule: rho < 1 iff the union of one period's groups connects all ranks). Needs the members. */
+dss_status_t dss_plan_check_connected(const dss_plan_t *plan, dss_error_t *error_p);
+
+/* Hash of what dss_plan_serialize would write before its hash. */
+uint64_t dss_plan_content_hash(const dss_plan_t *plan);
+
+/* Members of a group, and by *member_count_p how many, with no checks. */
+static inline const uint32_t *dss_plan_members(const dss_plan_t *plan, uint32_t round, uint32_t group, uint32_t *member_count_p) {
+    const uint32_t *begin = plan->group_begin + plan->round_begin[round] + group;
+    *member_count_p = begin[1] - begin[0];
+    return plan->members + (size_t)round * plan->world_size + begin[0];
+}
+
+#endif

@@ -1,0 +1,35 @@
+#include "status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+const char *dss_status_string(dss_status_t status) {
+    switch (status) {
+    case DSS_OK:
+        return "ok";
+    case DSS_ERR_INVALID_ARGUMENT:
+        return "invalid argument";
+    case DSS_ERR_NO_MEMORY:
+        return "out of memory";
+    case DSS_ERR_IMPOSSIBLE:
+        return "no such plan exists";
+    case DSS_ERR_DISCONNECTED:
+        return "plan never mixes all ranks";
+    case DSS_ERR_NOT_A_PARTITION:
+        return "round is not a partition of the ranks";
+    case DSS_ERR_CORRUPT:
+        return "serialised plan is damaged";
+    }
+    return "unknown status";
+}
+
+dss_status_t dss_fail(dss_error_t *error_p, dss_status_t status, const char *format, ...) {
+    if (error_p) {
+        va_list arguments;
+        va_start(arguments, format);
+        error_p->status = status;
+        (void)vsnprintf(error_p->text, sizeof error_p->text, format, arguments);
+        va_end(arguments);
+    }
+    return status;
+}
