@@ -1,0 +1,461 @@
+"""Divide-and-shuffle averaging of one optimizer's parameters, and the rule that says when each average is launched.
+
+After each local optimizer step the parameters (with BatchNorm's running statistics and, where asked, optimizer state) are averaged
+inside the groups of the plan's round; stripe s of step t takes round (t + s) mod P (DS-Sync, arXiv 2007.03298, section 3, and the
+stripes of this project). Averages are matched by (sync, step), never by the order of calls.
+
+Every rank launches exactly one average for each backward pass, at the earliest of: the optimizer's post-step hook; any collective,
+p2p or barrier on a dssync group of this process; the next forward; the next backward; global_average; destroy. The later ones serve a
+rank that skipped its step alone (a gradient scaler, a local "if finite"): the others already wait for it, and it must not first enter
+something that waits for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import math
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import _C
+from ._layout import MIN_STRIPE_BYTES, Named, Vector, layout_hash
+from ._optimizer_state import has_second_moment, is_known, state_tensors, zeros_for
+
+if TYPE_CHECKING:
+    from ._backend import Group
+
+logger = logging.getLogger("dssync_pg")
+
+SECOND_MOMENT_SLICES = 8
+"""average_state="v" averages one of so many slices of the second moments a step: their bytes are an eighth of the parameters'."""
+
+UNKNOWN_ORDER_PATIENCE_S = 1.0
+"""How long a step waits before it takes another optimizer of the module, not yet seen stepping, for one that was skipped."""
+
+
+OWN_STEP = "optimizer step"
+SIBLING_STEP = "another optimizer's step"
+STEP_IS_PAST = frozenset({OWN_STEP, "next forward", "next backward", "detach", "destroy"})
+"""Launch reasons after which the optimizer does not step before the next backward."""
+
+
+class Phase(enum.Enum):
+    """Where a sync stands between two backward passes."""
+
+    IDLE = "idle"  # nothing is owed until the next backward
+    DUE = "due"  # a backward has run: one average is owed
+    LAUNCHED = "launched"  # the average was launched before the optimizer stepped, if it steps at all
+
+
+@dataclass
+class Family:
+    """The syncs of one module: they share its backward passes, and learn from them in which order their optimizers step."""
+
+    plain: bool  # not DDP: steps count even where no backward was seen
+    syncs: list[Sync] = field(default_factory=list)
+    stepped: list[Sync] = field(default_factory=list)  # since the last backward, in order
+
+
+class _Layout:
+    """What one launch averages: built once, and again when a tensor, a requires_grad flag or a storage changes."""
+
+    def __init__(self, key: tuple[object, ...], vectors: list[list[Named]], moments: list[Named], placeholders: list[Tensor],
+                 period: int, extra: str) -> None:  # fmt: skip
+        self.key = key
+        self.placeholders = placeholders
+        total = sum(item.tensor.numel() * item.tensor.element_size() for item in vectors[0])
+        self.stripe_count = _C.stripe_count(total, period, MIN_STRIPE_BYTES)
+        self.vectors = [Vector([item.tensor for item in vector], self.stripe_count) for vector in vectors]
+        self.moments = Vector([item.tensor for item in moments], SECOND_MOMENT_SLICES)
+        self.hash = layout_hash([*vectors, moments], f"{extra} stripes={self.stripe_count}")
+        self.names = [item.name for vector in [*vectors, moments] for item in vector]
+        self.bytes = sum(vector.bytes for vector in self.vectors) + self.moments.bytes // SECOND_MOMENT_SLICES
+
+    def parts(self, plan: _C.Plan, step: int, exact: bool) -> list[tuple[int, list[Tensor]]]:
+        """(round, views) of everything averaged at `step`."""
+        parts = []
+        for stripe in range(self.stripe_count):
+            views = [view for vector in self.vectors for view in vector.stripes[stripe]]
+            parts.append((_C.EXACT_ROUND if exact else plan.round_at(step, stripe), views))
+        if self.moments.numel:
+            turn, which = divmod(step, SECOND_MOMENT_SLICES)  # slice j comes every 8 steps: its round advances with its own turns
+            parts.append((_C.EXACT_ROUND if exact else plan.round_at(turn, 0), self.moments.stripes[which]))
+        return [(round_, views) for round_, views in parts if views]
+
+
+class Sync:
+    """Keeps the replicas of one optimizer's parameters together. Made by `dssync_pg.attach`, or by itself for a DDP module."""
+
+    def __init__(self, group: Group, module: nn.Module, optimizer: Optimizer, family: Family, names: dict[int, str],
+                 buffers: list[Named], index: int) -> None:  # fmt: skip
+        options = group.options
+        if options.average_state != "none" and not is_known(optimizer):
+            raise ValueError(
+                f"dssync: average_state={options.average_state} knows the state of the optimizers that torch ships; "
+                f"{type(optimizer).__name__} is not one of them. Use average_state=none."
+            )
+        if options.average_state == "v" and not has_second_moment(optimizer):
+            logger.info("dssync: average_state=v: %s keeps no second moment; none is averaged", type(optimizer).__name__)
+        self.index = index
+        self.name = f"sync {index}"
+        self.optimizer = optimizer
+        self.phase = Phase.IDLE
+        self.family = family
+        self._group = group
+        self._module = weakref.ref(module)
+        self._names = names  # id of a parameter -> its name: what this sync may average
+        self._buffers = buffers
+        self._plan = group.plan.core
+        self._step = 0
+        self._task = -1  # the autograd graph task that made this sync due
+        self._follows: weakref.WeakSet[Sync] = weakref.WeakSet()  # syncs seen stepping before this one
+        self._launched_by = ""
+        self._owned: frozenset[int] = frozenset()
+        self._layout_cache: _Layout | None = None
+        self._inside_average = False
+        self._replicas_equal = True  # the last average was exact and no step came after it
+        self._closed = False
+        self._suppressed = False
+        self._only_suppressed_backward = False
+        self._launches: dict[str, int] = {}
+        self._exact_steps = 0
+        self._seconds = 0.0
+        self._warned: set[str] = set()
+        self._averager = group.make_averager(f"sync{index}")
+
+    # ---- what people use --------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """How many averages were launched so far: t of the next one."""
+        return self._step
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose parameters are averaged; None once it is gone."""
+        return self._module()
+
+    @contextlib.contextmanager
+    def global_average(self) -> Iterator[None]:
+        """The exact mean of all ranks in, the rank's own weights back out.
+
+        Collective: every rank enters it. Inside, parameters and BatchNorm statistics are the mean over all ranks (bitwise the same on
+        each): evaluate and save there. Costs one more copy of the model and one global all-reduce.
+        """
+        with averaged([self]):
+            yield
+
+    def consensus_distance(self) -> float:
+        """sqrt(mean over ranks of ||x_i - mean x||^2) of the parameters, the same number on every rank. Collective, exact."""
+        launch_due([self], "consensus_distance")
+        vector = Vector([item.tensor for item in self._parameters()], 1)
+        views = vector.stripes[0] if vector.numel else []
+        means = [view.clone() for view in views]
+        if means:
+            self._exact(means, "consensus_distance")
+        squares = [(view.double() - mean.double()).square().sum().cpu() for view, mean in zip(views, means, strict=False)]
+        total = torch.stack(squares).sum().reshape(1) if squares else torch.zeros(1, dtype=torch.float64)
+        self._exact([total], "consensus_distance")
+        return math.sqrt(total.item())
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """For modules that are not DDP: backward passes inside accumulate gradients and make no average due (DDP has its own)."""
+        before, self._suppressed = self._suppressed, True
+        try:
+            yield
+        finally:
+            self._suppressed = before
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, for people and logs. Keys:
+
+        step: averages launched; exact_steps: of them exact; plan, period, group_size, contraction: the plan in use and its rho;
+        stripes, bytes_averaged_per_step; launched_by: what launched the averages ("optimizer step", "next forward", ...); seconds:
+        time this rank's program stood waiting for averages; averager: what the engine counted (bytes_sent, groups formed, ...).
+        """
+        layout = self._layout_cache
+        return {
+            "name": self.name,
+            "step": self._step,
+            "exact_steps": self._exact_steps,
+            "plan": self._plan.kind,
+            "period": self._plan.period,
+            "group_size": self._plan.max_group_size,
+            "contraction": self._plan.contraction(),
+            "average_state": self._group.options.average_state,
+            "engine": "gloo",
+            "stripes": layout.stripe_count if layout else None,
+            "bytes_averaged_per_step": layout.bytes if layout else None,
+            "launched_by": dict(self._launches),
+            "seconds": self._seconds,
+            "averager": self._averager.stats(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step and plan, to continue the same rounds after a restart. Local: starts no communication."""
+        return {"step": self._step, "plan": self._plan.serialize()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`. Collective: ranks whose step or plan differ get an error, all of them, and nothing changes."""
+        mine = (int(state["step"]), _C.hash64(state["plan"]))
+        problem = None
+        if state["plan"] != self._plan.serialize():
+            saved = _C.Plan.deserialize(state["plan"])
+            problem = (
+                f"the saved plan ({saved.kind}, world size {saved.world_size}, period {saved.period}) is not the one in use "
+                f"({self._plan.kind}, world size {self._plan.world_size}, period {self._plan.period}); "
+                "start with the saved options and world size"
+            )
+        views = self._group.exchange((mine, problem))
+        for rank, (theirs, text) in enumerate(views):
+            if text is not None:
+                raise ValueError(f"dssync: load_state_dict on rank {rank}: {text}")
+            if theirs != views[0][0]:
+                raise ValueError(
+                    f"dssync: load_state_dict: rank 0 continues from step {views[0][0][0]}, rank {rank} from step {theirs[0]}; "
+                    "load the same checkpoint on every rank"
+                )
+        self._step = mine[0]
+        self._replicas_equal = False
+
+    def detach(self) -> None:
+        """Back to plain data parallelism: parameters become the exact mean, gradients are all-reduced again. Collective."""
+        from . import attach
+
+        if not self._closed:
+            launch_due([self], "detach")
+            self._exact_in_place("detach")
+            attach.release(self)
+
+    # ---- phases: called by attach.py and by launch() ------------------------------------------------------------------
+
+    def backward_ran(self, task: int) -> None:
+        """A backward pass that is to be followed by an average went through this sync's parameters."""
+        if self.phase is Phase.DUE and (task == -1 or task != self._task):
+            self._warn(
+                "accumulation",
+                "two backward passes came before one optimizer step, and each starts an average. Wrap all but the last in no_sync() to "
+                "accumulate gradients, or ignore this if the step was skipped.",
+            )
+            launch([(self, "next backward")])
+        self.phase, self._task = Phase.DUE, task
+        self._only_suppressed_backward = False
+        refresh_gate()
+
+    def after_step(self) -> None:
+        """The optimizer has stepped."""
+        if self._closed:
+            return
+        if self._inside_average:
+            raise RuntimeError(
+                "dssync: optimizer.step() inside global_average(): the step would be lost when the local weights return"
+            )
+        self._replicas_equal = False
+        order = self.family.stepped
+        for other in order:
+            if other is not self:
+                self._follows.add(other)
+        if self not in order:
+            order.append(self)
+        if self.phase is Phase.LAUNCHED:
+            self.phase = Phase.IDLE
+            if self._launched_by != SIBLING_STEP:
+                self._warn(
+                    "early",
+                    f"{self._launched_by} between backward() and optimizer.step() launched the average before the local step. Training "
+                    "stays correct but mixes one step later; move that call behind the step.",
+                )
+            return
+        if self.phase is Phase.IDLE and not self._due_without_backward():
+            return
+        others = [sync for sync in self.family.syncs if sync is not self and sync.phase is Phase.DUE]
+        skipped = [sync for sync in others if sync in self._follows]
+        unknown = [sync for sync in others if sync not in self._follows and self not in sync._follows]
+        self.phase = Phase.DUE
+        launch([(sync, SIBLING_STEP) for sync in skipped] + [(self, OWN_STEP)], unknown)
+
+    def _due_without_backward(self) -> bool:
+        """A step whose gradients were made without a backward that the hooks saw: averaged for plain modules only."""
+        return self.family.plain and not self._only_suppressed_backward
+
+    def suppressed_backward_ran(self) -> None:
+        if self.phase is Phase.IDLE:
+            self._only_suppressed_backward = True
+
+    def close(self) -> None:
+        """Takes the averager down; every later use is an error. attach.release() takes the hooks off."""
+        self._closed = True
+        self.phase = Phase.IDLE
+        self._averager.shutdown()
+
+    # ---- launching ------------------------------------------------------------------------------------------------------
+
+    def begin(self, reason: str) -> Any:
+        """Launches the average of this step and returns its Work."""
+        layout = self._layout()
+        step, self._step = self._step, self._step + 1
+        exact = step < self._group.options.warmup_steps or self._group.is_exact()
+        self._exact_steps += exact
+        self._replicas_equal = exact
+        self.phase = Phase.IDLE if reason in STEP_IS_PAST else Phase.LAUNCHED
+        self._launched_by = reason
+        self._launches[reason] = self._launches.get(reason, 0) + 1
+        for placeholder in layout.placeholders:
+            placeholder.zero_()
+        return self._averager.launch(step, layout.hash, layout.parts(self._plan, step, exact), f"step {step} of {self.name}")
+
+    def end(self, work: Any) -> None:
+        """Waits for the Work of begin()."""
+        began = time.perf_counter()
+        work.wait()
+        self._seconds += time.perf_counter() - began
+
+    def _exact(self, views: Sequence[Tensor], what: str) -> None:
+        """The exact mean over all ranks of `views`, in place."""
+        text = f"{what} at step {self._step} of {self.name}"
+        shapes = " ".join(f"{view.dtype}{tuple(view.shape)}" for view in views)
+        self._averager.launch(self._step, _C.hash64(f"{what} {shapes}".encode()), [(_C.EXACT_ROUND, list(views))], text).wait()
+
+    def _exact_in_place(self, what: str) -> None:
+        views = self._model_views()
+        if views:
+            self._exact(views, what)
+        self._replicas_equal = True
+
+    def _model_views(self) -> list[Tensor]:
+        vector = Vector([item.tensor for item in [*self._parameters(), *self._buffers]], 1)
+        return vector.stripes[0] if vector.numel else []
+
+    # ---- layout ---------------------------------------------------------------------------------------------------------
+
+    def owns(self, param: Tensor) -> bool:
+        """True if `param` is averaged, as of the last launch: its gradient stays local."""
+        return id(param) in self._owned
+
+    def _parameters(self) -> list[Named]:
+        found: dict[int, Named] = {}
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                name = self._names.get(id(param))
+                if name is not None and param.requires_grad and param.numel():
+                    found.setdefault(id(param), Named(name, param))
+        self._owned = frozenset(found)
+        return list(found.values())
+
+    def _layout(self) -> _Layout:
+        mode = self._group.options.average_state
+        parameters = self._parameters()
+        wanted = {id(item.tensor): item for item in parameters}
+        state: dict[str, list[Named]] = {}
+        missing: list[Tensor] = []
+        cached = self._layout_cache
+        if mode != "none":
+            for group in self.optimizer.param_groups:
+                for param in group["params"]:
+                    item = wanted.pop(id(param), None)
+                    if item is None:
+                        continue
+                    for spec, tensor in state_tensors(self.optimizer, group, param, mode):
+                        if tensor is None:
+                            tensor = zeros_for(spec, param)
+                            missing.append(tensor)
+                        state.setdefault(spec.key, []).append(Named(f"{item.name}.{spec.key}", tensor))
+        tensors = [item.tensor for item in [*parameters, *self._buffers, *(i for vector in state.values() for i in vector)]]
+        fresh = {id(tensor) for tensor in missing}
+        key = tuple(0 if id(tensor) in fresh else (tensor.data_ptr(), tensor.numel()) for tensor in tensors)
+        if cached is not None and cached.key == key:
+            return cached
+        moments = [item for vector in state.values() for item in vector] if mode == "v" else []
+        vectors = [parameters, self._buffers, *([] if mode == "v" else state.values())]
+        extra = f"{self.name} average_state={mode} plan={self._plan.hash}"
+        self._layout_cache = _Layout(key, [list(v) for v in vectors], moments, missing, self._plan.period, extra)
+        return self._layout_cache
+
+    def layout_summary(self) -> tuple[int, list[str]]:
+        """(hash, names) of what is averaged, compared between ranks when the sync is made."""
+        layout = self._layout()
+        return layout.hash, layout.names
+
+    def _warn(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning("dssync: %s: %s", self.name, text)
+
+
+# ---- the launch rule, over all syncs of the process ------------------------------------------------------------------------------
+
+_live: weakref.WeakSet[Sync] = weakref.WeakSet()
+
+
+def register(sync: Sync) -> None:
+    """From now on `sync` takes part in the launch rule."""
+    _live.add(sync)
+
+
+def live() -> list[Sync]:
+    """The open syncs of this process, in the order in which they were made."""
+    return sorted((sync for sync in _live if not sync._closed), key=lambda sync: sync.index)
+
+
+def refresh_gate() -> None:
+    """Arms the gate, through which collectives launch what is due, exactly while something is due."""
+    from ._backend import gate
+
+    gate.armed = any(sync.phase is Phase.DUE for sync in _live)
+
+
+def launch_due(syncs: Iterable[Sync], reason: str) -> None:
+    """Launches those averages of `syncs` that are due, and waits for them."""
+    launch([(sync, reason) for sync in syncs if sync.phase is Phase.DUE])
+
+
+def launch(syncs: Sequence[tuple[Sync, str]], unknown: Sequence[Sync] = ()) -> None:
+    """Launches the averages of `syncs`, each for its reason, then waits for all of them.
+
+    unknown: syncs that are due and whose place in the order of steps was not seen yet. If the wait lasts, they are taken for skipped
+    and launched too: on another rank they may come first, and it then waits for them before it comes here.
+    """
+    works = [(sync, sync.begin(reason)) for sync, reason in syncs]
+    refresh_gate()
+    if unknown:
+        deadline = time.monotonic() + UNKNOWN_ORDER_PATIENCE_S
+        while time.monotonic() < deadline and not all(work.is_completed() for _, work in works):
+            time.sleep(0.0005)
+        if not all(work.is_completed() for _, work in works):
+            works += [(sync, sync.begin(SIBLING_STEP)) for sync in unknown if sync.phase is Phase.DUE]
+            refresh_gate()
+    for sync, work in works:
+        sync.end(work)
+
+
+@contextlib.contextmanager
+def averaged(syncs: Sequence[Sync]) -> Iterator[None]:
+    """global_average() of several syncs at once."""
+    outer = [sync for sync in syncs if not sync._inside_average]
+    launch_due(outer, "global_average")
+    saved: list[tuple[Tensor, Tensor]] = []
+    equal = {sync: sync._replicas_equal for sync in outer}
+    try:
+        for sync in outer:
+            views = sync._model_views()
+            saved += [(view, view.clone()) for view in views]
+            sync._inside_average = True
+            sync._exact_in_place("global_average")
+        yield
+    finally:
+        with torch.no_grad():
+            for view, local in saved:
+                view.copy_(local)
+        for sync in outer:
+            sync._inside_average = False
+            sync._replicas_equal = equal[sync]
