@@ -22,7 +22,7 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class StateTensor:
-    """One tensor an optimizer keeps for a parameter: its key, its shape, and whether it is a second moment (a squared-gradient scale)."""
+    """One tensor an optimizer keeps for a parameter; a second moment is a scale made of squared gradients."""
 
     key: str
     shape: Shape
@@ -106,7 +106,7 @@ def state_tensors(optimizer: Optimizer, group: Group, param: Tensor, mode: str) 
         tensor = held.get(spec.key)
         if tensor is not None and (not isinstance(tensor, Tensor) or tuple(tensor.shape) != spec.shape):
             raise RuntimeError(
-                f"dssync: {type(optimizer).__name__} keeps {spec.key} of shape {getattr(tensor, 'shape', type(tensor))} for a parameter "
+                f"dssync: {type(optimizer).__name__} keeps {spec.key} of shape {getattr(tensor, 'shape', None)} for a parameter "
                 f"of shape {tuple(param.shape)}; expected {spec.shape}. Use average_state=none with this optimizer."
             )
         found.append((spec, tensor))

@@ -1,9 +1,9 @@
 """Binds syncs to modules and optimizers: `attach()` by hand, and by itself for DDP modules on an averaging dssync group.
 
-A DDP module is attached at its first forward: a communication hook leaves its gradients local, the optimizer's post-step hook launches
-the average. While a group with auto_attach exists, three methods of DistributedDataParallel are wrapped (`_pre_forward`, `join_hook`,
-`_sync_final_model`); modules pay nothing, torch.compile sees no hook, and the originals are back once the last such group is
-destroyed. What would be wrong or approximate behind the user's back stays exact, with one WARNING that names why.
+A DDP module is attached at its first forward: a communication hook leaves its gradients local, the optimizer's post-step hook
+launches the average. While an averaging group exists, three methods of DistributedDataParallel are wrapped (`_pre_forward`,
+`join_hook`, `_sync_final_model`); modules pay nothing, torch.compile sees no hook, and the originals are back once the last such
+group is destroyed. What would be wrong or approximate behind the user's back stays exact, with one WARNING that names why.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def attach(model: nn.Module, optimizer: Optimizer, params: Iterable[Tensor] | No
     broadcast first; `sync.no_sync()` then accumulates). params: only these of the optimizer's parameters; default: all that are
     `model`'s. group: for plain modules; default: the default group.
 
-    Returns the Sync; the existing one if `model` and `optimizer` are attached already. Raises ValueError, on every rank, where averaging
-    would be wrong: no parameter in common, another sync's parameters, an optimizer that keeps copies of the parameters, a user's
-    communication hook, layouts that differ between ranks.
+    Returns the Sync; the existing one if `model` and `optimizer` are attached already. Raises ValueError, on every rank, where
+    averaging would be wrong: no parameter in common, another sync's parameters, an optimizer that keeps copies of the parameters, a
+    user's communication hook; RuntimeError, on every rank, where ranks differ.
     """
     module = getattr(model, "_orig_mod", model)
     if isinstance(module, DDP):
@@ -105,8 +105,8 @@ def attach(model: nn.Module, optimizer: Optimizer, params: Iterable[Tensor] | No
     info = _group_of(pg, module)
     if info is None:
         raise ValueError(
-            'dssync: attach() needs a group of backend "dssync" that averages: the default group, or one made with dssync_pg.Options '
-            '(not all_reduce="exact")'
+            'dssync: attach() needs a group of backend "dssync" that averages: the default group, or one made with '
+            'dssync_pg.Options (not all_reduce="exact")'
         )
     wanted = None if params is None else {id(param) for param in params}
     binding = _bindings.get(module)
@@ -297,13 +297,13 @@ def _announce(sync: Sync, where: str) -> None:
         options.average_state
     ]
     logger.info(
-        "dssync: %s attached to %s and %s: gradients stay local; %.2f MiB a step are averaged after each step, %s, plan %s of %d rounds in "
-        "groups of up to %d (world size %d)%s. auto_attach=False keeps it exact.",
+        "dssync: %s attached to %s and %s: gradients stay local; %.2f MiB are averaged after each step, %s, plan %s of %d rounds "
+        "in groups of up to %d (world size %d)%s. auto_attach=False keeps it exact.",
         sync.name,
         where,
         type(sync.optimizer).__name__,
         layout.bytes / 2**20,
-        state,
+        state[options.average_state],
         plan.kind,
         plan.period,
         plan.max_group_size,
@@ -313,7 +313,7 @@ def _announce(sync: Sync, where: str) -> None:
 
 
 def release(sync: Sync) -> None:
-    """Takes every hook of `sync` off. What DDP cannot take off (its communication hook) all-reduces gradients exactly from now on."""
+    """Takes every hook of `sync` off; DDP's communication hook, which stays, all-reduces gradients exactly from now on."""
     for handle in _hooks_of.pop(sync, []):
         handle.remove()
     module = sync.module
@@ -347,12 +347,16 @@ def _refuse(module: nn.Module, optimizer: Optimizer, binding: _Binding) -> None:
     for cls in type(optimizer).__mro__:
         if cls.__name__ == "ZeroRedundancyOptimizer":
             raise Refused("ZeroRedundancyOptimizer keeps each parameter's state on one rank and needs equal gradients")
-        if any(part in cls.__name__.lower().replace("_", "") for part in _COPY_KEEPERS):
+        if _named_copy_keeper(cls.__name__):
             raise Refused(f"{kind} keeps copies of the parameters, which would not be averaged")
         if "lbfgs" in cls.__name__.lower():
             raise Refused(f"{kind} may run its closure a different number of times on each rank")
     if _keeps_copies(optimizer):
         raise Refused(f"{kind} keeps copies of the parameters in its state, which would not be averaged")
+
+
+def _named_copy_keeper(name: str) -> bool:
+    return any(part in name.lower().replace("_", "") for part in _COPY_KEEPERS)
 
 
 def _refuse_ddp(ddp: DDP, binding: _Binding) -> None:
@@ -384,9 +388,10 @@ def _optimizers_of(ddp: DDP) -> list[Optimizer]:
     found = []
     for candidate in gc.get_objects():
         cls = type(candidate)
-        if issubclass(cls, Optimizer) and "param_groups" in candidate.__dict__:
-            if any(id(param) in mine for entry in candidate.param_groups for param in entry["params"]):
-                found.append(candidate)
+        if not issubclass(cls, Optimizer) or "param_groups" not in candidate.__dict__:
+            continue
+        if any(id(param) in mine for entry in candidate.param_groups for param in entry["params"]):
+            found.append(candidate)
     for optimizer in list(found):
         for referrer in gc.get_referrers(optimizer):
             for owner in gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]:
@@ -437,7 +442,7 @@ def _after_step(sync: Sync) -> None:
     sync.after_step()
     if first and _keeps_copies(sync.optimizer):
         logger.warning(
-            "dssync: %s keeps copies of the parameters in its state, which are not averaged: gradients are all-reduced exactly from now on",
+            "dssync: %s keeps copies of the parameters in its state, which are not averaged: gradients are all-reduced from now on",
             type(sync.optimizer).__name__,
         )
         sync.detach()
@@ -508,8 +513,8 @@ def _watch_backward(sync: Sync) -> list[Any]:
 class _ModuleHook:
     """A hook on a module that does nothing in copies (EMA) and pickles of it, which load without this package.
 
-    HACK: it pickles as a builtin of the same arity that changes nothing, `getattr` or `{}.get`, since an object of this package would
-    make every torch.save(module) depend on it.
+    HACK: it pickles as a builtin of the same arity that changes nothing, `getattr` or `{}.get`, since an object of this package
+    would make every torch.save(module) depend on it.
     """
 
     def __init__(self, function: Callable[..., Any], inert: Callable[..., Any]) -> None:
@@ -537,8 +542,8 @@ def _before_state_dict(module: nn.Module, prefix: str, keep_vars: bool) -> None:
         if not sync._replicas_equal and not sync._inside_average:
             sync._warn(
                 "state_dict",
-                "state_dict() holds this rank's own weights, which differ from the other ranks' between averages. Save and evaluate inside "
-                "`with dssync_pg.global_average(model):`.",
+                "state_dict() holds this rank's own weights, which differ from the other ranks' between averages. Save and "
+                "evaluate inside `with dssync_pg.global_average(model):`.",
             )
 
 

@@ -5,9 +5,9 @@ inside the groups of the plan's round; stripe s of step t takes round (t + s) mo
 stripes of this project). Averages are matched by (sync, step), never by the order of calls.
 
 Every rank launches exactly one average for each backward pass, at the earliest of: the optimizer's post-step hook; any collective,
-p2p or barrier on a dssync group of this process; the next forward; the next backward; global_average; destroy. The later ones serve a
-rank that skipped its step alone (a gradient scaler, a local "if finite"): the others already wait for it, and it must not first enter
-something that waits for them.
+p2p or barrier on a dssync group of this process; the next forward; the next backward; global_average; destroy. The later ones serve
+a rank that skipped its step alone (a gradient scaler, a local "if finite"): the others already wait for it, and it must not first
+enter something that waits for them.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class Sync:
     def global_average(self) -> Iterator[None]:
         """The exact mean of all ranks in, the rank's own weights back out.
 
-        Collective: every rank enters it. Inside, parameters and BatchNorm statistics are the mean over all ranks (bitwise the same on
-        each): evaluate and save there. Costs one more copy of the model and one global all-reduce.
+        Collective: every rank enters it. Inside, parameters and BatchNorm statistics are the mean over all ranks (bitwise the same
+        on each): evaluate and save there. Costs one more copy of the model and one global all-reduce.
         """
         with averaged([self]):
             yield
@@ -244,8 +244,8 @@ class Sync:
         if self.phase is Phase.DUE and (task == -1 or task != self._task):
             self._warn(
                 "accumulation",
-                "two backward passes came before one optimizer step, and each starts an average. Wrap all but the last in no_sync() to "
-                "accumulate gradients, or ignore this if the step was skipped.",
+                "two backward passes came before one optimizer step, and each starts an average. Wrap all but the last in "
+                "no_sync() to accumulate gradients, or ignore this if the step was skipped.",
             )
             launch([(self, "next backward")])
         self.phase, self._task = Phase.DUE, task
@@ -272,8 +272,8 @@ class Sync:
             if self._launched_by != SIBLING_STEP:
                 self._warn(
                     "early",
-                    f"{self._launched_by} between backward() and optimizer.step() launched the average before the local step. Training "
-                    "stays correct but mixes one step later; move that call behind the step.",
+                    f"{self._launched_by} between backward() and optimizer.step() launched the average before the local step. "
+                    "Training stays correct but mixes one step later; move that call behind the step.",
                 )
             return
         if self.phase is Phase.IDLE and not self._due_without_backward():
@@ -422,8 +422,8 @@ def launch_due(syncs: Iterable[Sync], reason: str) -> None:
 def launch(syncs: Sequence[tuple[Sync, str]], unknown: Sequence[Sync] = ()) -> None:
     """Launches the averages of `syncs`, each for its reason, then waits for all of them.
 
-    unknown: syncs that are due and whose place in the order of steps was not seen yet. If the wait lasts, they are taken for skipped
-    and launched too: on another rank they may come first, and it then waits for them before it comes here.
+    unknown: syncs that are due and whose place in the order of steps was not seen yet. If the wait lasts, they are taken for
+    skipped and launched too: on another rank they may come first, and it then waits for them before it comes here.
     """
     works = [(sync, sync.begin(reason)) for sync, reason in syncs]
     refresh_gate()
