@@ -13,14 +13,16 @@ global_average the exact mean of the parameters for the length of a context
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._backend import exact
-    from .attach import attach, get_syncs
+    from .attach import attach, get_syncs, global_average
     from .options import Options
     from .plan import Plan
-    from .sync import Sync, global_average
+    from .sync import Sync
 
 __version__ = "0.1.0"
 __all__ = ["Options", "Plan", "exact", "attach", "Sync", "get_syncs", "global_average", "__version__"]
@@ -33,7 +35,7 @@ _HOME = {
     "attach": "attach",
     "get_syncs": "attach",
     "Sync": "sync",
-    "global_average": "sync",
+    "global_average": "attach",
 }
 
 
@@ -42,6 +44,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    from ._loading import load_extension
+
+    load_extension()
     value: object = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
@@ -49,3 +54,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """`dssync_pg.attach` is the function: importing the module of that name must not put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "attach" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -45,7 +45,7 @@ import torch.distributed as dist
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PR_SET_PDEATHSIG = 1
 
 rank_pids: set[int] = set()
@@ -199,8 +199,8 @@ def run_script(
 
 def rank_store() -> dist.Store:
     """In a rank: a new connection to the store that all ranks of this run share."""
-    if "DSSYNC_TEST_FILE_STORE" in os.environ:
-        return dist.FileStore(os.environ["DSSYNC_TEST_FILE_STORE"], int(os.environ["WORLD_SIZE"]))
+    if "RANK_FILE_STORE" in os.environ:
+        return dist.FileStore(os.environ["RANK_FILE_STORE"], int(os.environ["WORLD_SIZE"]))
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 
 
@@ -247,7 +247,7 @@ def start_server() -> None:
 @contextlib.contextmanager
 def _rendezvous(kind: str, folder: str) -> Any:
     if kind == "file":
-        yield {"DSSYNC_TEST_FILE_STORE": str(Path(folder, "store"))}
+        yield {"RANK_FILE_STORE": str(Path(folder, "store"))}
         return
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     # As torchrun does it: the launcher holds the store, all ranks are its clients.
@@ -301,7 +301,7 @@ def _rank_main(call: _Call, results: Connection) -> None:
     output = os.open(call.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     faulthandler.enable(file=2)
     os.environ.clear()

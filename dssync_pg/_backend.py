@@ -1,0 +1,259 @@
+"""Makes the process groups: what torch calls for `backend="dssync"`, and what is kept of them in this process.
+
+Every group carries an inner Gloo group for all that is exact. A group that averages (the default group, or one made with explicit
+Options, unless all_reduce="exact") also has a plan, and an averager that forms its sub-groups when they are first needed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from . import _C
+from ._agreement import agree_on_plan, exchange, meeting_place
+from .options import Options
+from .plan import Plan
+
+logger = logging.getLogger("dssync_pg")
+
+
+def _launch_due(operation: str) -> None:
+    """What the gate calls while an average is due: training is loaded by then, since it armed the gate."""
+    from .sync import launch_due, live
+
+    launch_due(live(), operation)
+
+
+gate = _C.LaunchGate(_launch_due)
+"""The process's one gate, through which collectives launch averages that are due."""
+
+live: list[Group] = []
+"""The groups of this process that average, in the order in which they were made."""
+
+_open: set[_C.ProcessGroupDssync] = set()
+"""Every backend that was not shut down. Held here because torch holds only the C++ object, and exit must find them."""
+
+_averagers: weakref.WeakSet[_C.Averager] = weakref.WeakSet()
+
+_exact_lock = threading.Lock()
+
+
+class Group:
+    """A group of this process that averages."""
+
+    def __init__(
+        self,
+        label: str,
+        name: str,
+        options: Options,
+        plan: Plan,
+        rank: int,
+        timeout: timedelta,
+        store: Store,
+    ) -> None:
+        self.label = label
+        """For people: "default group", "group 3"."""
+        self.name = name
+        """torch's own name of the group."""
+        self.options = options
+        self.plan = plan
+        self.rank = rank
+        self.world_size = plan.world_size
+        self.timeout = timeout
+        self.store = store
+        self.backend: _C.ProcessGroupDssync | None = None
+        """None once the group is shut down."""
+        self._meetings = 0
+        self._syncs = 0
+
+    def process_group(self) -> dist.ProcessGroup:
+        """torch's group around this one."""
+        from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
+
+        found: dist.ProcessGroup = _resolve_process_group(self.name)
+        return found
+
+    def is_exact(self) -> bool:
+        """Whether averages take all ranks at the moment: inside `dssync_pg.exact()`."""
+        return gate.exact_depth > 0
+
+    def make_averager(self, name: str) -> _C.Averager:
+        """An averager over this group's plan with a connection and keys of its own; `name` is the same on every rank."""
+        averager = _C.Averager(name, _own_connection(self.store), self.rank, self.plan.core, _make_gloo, self.timeout)
+        _averagers.add(averager)
+        return averager
+
+    def next_sync_index(self) -> int:
+        """Numbers the syncs of this group, the same on every rank as long as all make them in the same order."""
+        self._syncs += 1
+        return self._syncs - 1
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's `value` (what JSON knows; tuples come back as lists), by rank. Collective."""
+        place = meeting_place(self.store, f"exchange/{self._meetings}")
+        self._meetings += 1
+        what = f"exchange {self._meetings} of the {self.label}"
+        return exchange(place, self.rank, self.world_size, self.timeout, what, value)
+
+
+def group_of(process_group: dist.ProcessGroup, device: torch.device) -> Group | None:
+    """The averaging dssync group that serves tensors on `device` in torch's `process_group`; None if that is another backend's."""
+    try:
+        backend: Any = process_group._get_backend(device)
+    except RuntimeError:  # no backend for this device
+        return None
+    backend = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps every backend
+    return next((group for group in live if group.backend is backend), None)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Inside, every collective of every dssync group of this process is exact, and averages after a step take all ranks.
+
+    Enter it on every rank or on none. Nests; process-wide, not thread by thread.
+    """
+    with _exact_lock:
+        gate.exact_depth += 1
+    try:
+        yield
+    finally:
+        with _exact_lock:
+            gate.exact_depth -= 1
+
+
+def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
+    """The creator that torch calls, on every rank of the new group.
+
+    Raises TypeError for pg_options that are not Options; ValueError, on every rank, for options that are not valid or differ
+    between ranks; TimeoutError when ranks do not come.
+    """
+    store, timeout = dist_backend_opts.store, dist_backend_opts.timeout
+    rank, world_size = dist_backend_opts.group_rank, dist_backend_opts.group_size
+    is_default = not dist_backend_opts.global_ranks_in_group
+    label = "default group" if is_default else f"group {dist_backend_opts.group_id}"
+    _speak_up(rank)
+
+    options = _options_from(pg_options)
+    wanted = is_default or pg_options is not None
+    averages = wanted and isinstance(options, Options) and options.all_reduce == "avg"
+    place = meeting_place(store, "options")
+    plan = agree_on_plan(place, rank, world_size, timeout, label, options, averages)
+    assert isinstance(options, Options)  # agree_on_plan has raised it otherwise
+
+    inner = _make_gloo(PrefixStore("dssync/exact", store), rank, world_size, timeout)
+    inner._set_sequence_number_for_group()
+    group = Group(label, dist_backend_opts.group_id, options, plan, rank, timeout, store) if plan is not None else None
+
+    def tell_first_average(what: str) -> None:
+        assert plan is not None
+        logger.info(
+            "dssync: %s on the %s is averaged inside groups, not over all ranks (%s). "
+            'dssync_pg.exact() or Options(all_reduce="exact") makes it exact.',
+            what,
+            label,
+            plan.summary(),
+        )
+
+    def forget() -> None:
+        if group is not None:
+            _close(group)
+        _open.discard(backend)
+
+    backend = _C.ProcessGroupDssync(
+        rank,
+        world_size,
+        inner,
+        gate,
+        group.make_averager("all_reduce") if group is not None else None,
+        options.min_bytes,
+        tell_first_average,
+        forget,
+        label,
+        timeout,
+    )
+    _open.add(backend)
+    if group is not None:
+        group.backend = backend
+        live.append(group)
+        _training().enable(group)
+    return backend
+
+
+def _close(group: Group) -> None:
+    """The group is being shut down: training lets go of it while its connections still stand."""
+    try:
+        _training().disable(group)
+    finally:
+        live.remove(group)
+        group.backend = None
+
+
+def _training() -> Any:
+    # Not `from . import attach`: of that name the package shows the function.
+    return import_module(".attach", __package__)
+
+
+def _options_from(pg_options: Any) -> Options | Exception:
+    try:
+        if pg_options is None or isinstance(pg_options, Options):
+            return pg_options or Options()
+        raise TypeError(
+            f"dssync: pg_options must be dssync_pg.Options, got {type(pg_options).__module__}.{type(pg_options).__name__}"
+        )
+    except (TypeError, ValueError) as error:
+        return error
+
+
+def _make_gloo(store: Store, rank: int, world_size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
+    return dist.ProcessGroupGloo(store, rank, world_size, timeout)
+
+
+def _own_connection(store: Store) -> Store:
+    """A second connection to the same store, for a thread that waits on it: one connection serves one request at a time."""
+    try:
+        return store.clone()  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return store  # a store of the user's own making
+
+
+class _LastResort(logging.StreamHandler[Any]):
+    """Writes to stderr while the program has not set up logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            super().emit(record)
+
+
+def _speak_up(rank: int) -> None:
+    """Makes rank 0's INFO lines visible where the program has not set up logging.
+
+    Python would drop them, and they say that results are averages inside groups: nobody should have to look for that.
+    `logging.getLogger("dssync_pg").setLevel(logging.WARNING)` silences them.
+    """
+    if logger.hasHandlers():
+        return
+    handler = _LastResort()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    if rank == 0 and logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
+@atexit.register
+def _abandon_all() -> None:
+    """No thread of ours may run on into an interpreter that is being taken down."""
+    for averager in list(_averagers):
+        averager.shutdown(abort=True)
+    for backend in list(_open):
+        backend.abandon()
