@@ -81,6 +81,11 @@ shim = CppExtension(
 class build_ext(BuildExtension):
     """The extension links the C core, so that is built first, also by `build_ext --inplace` and editable installs."""
 
+    def finalize_options(self):
+        if self.editable_mode:
+            self.build_temp = "build/editable"  # kept, so that the next editable install compiles only what has changed
+        super().finalize_options()
+
     def run(self):
         self.run_command("build_clib")
         super().run()

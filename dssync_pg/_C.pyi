@@ -5,8 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import Store
-from torch._C._distributed_c10d import Backend, Work
+from torch._C._distributed_c10d import Backend, Store, Work
 
 EXACT_ROUND: int
 """In place of a round's number: the group of all ranks."""
@@ -19,7 +18,8 @@ class Plan:
     """A handle on a plan of the C core (csrc/core/plan.c). Immutable. Errors are ValueError carrying the core's text."""
 
     @staticmethod
-    def create(kind: str, world_size: int, group_size: int = 0, max_period: int = 0, seed: int = 0) -> Plan: ...  # kind: auto|grid|random
+    def create(kind: str, world_size: int, group_size: int = 0, max_period: int = 0, seed: int = 0) -> Plan:
+        """kind: auto|grid|random."""
     @staticmethod
     def explicit(world_size: int, rounds: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Plan: ...
     @staticmethod
@@ -55,7 +55,8 @@ class LaunchGate:
     """One a process: lets a collective on any dssync group first launch the averages that are due.
 
     While armed, the entry of every collective, p2p and barrier of every ProcessGroupDssync of the process calls
-    `callback(operation_name)` on the calling thread with the GIL held, except inside a backward pass and inside the callback itself.
+    `callback(operation_name)` on the calling thread with the GIL held, except inside a backward pass and inside the callback
+    itself.
     """
 
     def __init__(self, callback: Callable[[str], None]) -> None: ...
@@ -65,9 +66,9 @@ class LaunchGate:
 class Averager:
     """Averages lists of tensors in the groups of a plan, one launch after the other, on a thread of its own (csrc/shim/averager).
 
-    Launches are matched by (name, step): every rank gives the same sequence of steps, rounds and shapes. Before any payload moves on
-    a group, its members compare a header (step, layout hash, dtype, numel); a difference is an error on each of them and nothing is
-    averaged. The first error sticks: later launches fail with the same text.
+    Launches are matched by (name, step): every rank gives the same sequence of steps, rounds and shapes. Before any payload moves
+    on a group, its members compare a header (step, layout hash, dtype, numel); a difference is an error on each of them and nothing
+    is averaged. The first error sticks: later launches fail with the same text.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Averager:
         store: Store,  # a connection of its own
         rank: int,
         plan: Plan,
-        make_group: Callable[[Store, int, int, timedelta], Backend],  # (store, rank in group, group size, timeout); called with the GIL
+        make_group: Callable[[Store, int, int, timedelta], Backend],  # (store, rank in group, group size, timeout); with the GIL
         timeout: timedelta,
         bucket_bytes: int = 25 << 20,
         max_groups: int = 16,

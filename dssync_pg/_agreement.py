@@ -1,8 +1,8 @@
 """All ranks of a group come to one answer through torch's Store, before there is any other connection between them.
 
-Rank 0 stands in the middle: it gathers what every rank proposes, decides, and publishes the verdict: a handful of requests to the
-store for each rank, and one that fetches all proposals. Rank 0 deletes every key once all have read the verdict; only a meeting that
-failed because a rank never came leaves its verdict behind, for the rank that comes late.
+Rank 0 stands in the middle: it gathers what every rank proposes, decides, and publishes the verdict: a handful of requests to
+the store for each rank, and one that fetches all proposals. Rank 0 deletes every key once all have read the verdict; only a meeting
+that failed because a rank never came leaves its verdict behind, for the rank that comes late.
 
 Proposals and verdicts are JSON, not pickles: whoever can write to the store must not be able to run code here.
 """
@@ -22,7 +22,7 @@ from .options import Options
 from .plan import Plan
 
 _GRACE = timedelta(seconds=10)
-"""How much longer others wait than rank 0, so that they see its verdict, which names who is missing; and how long it stays for them."""
+"""How much longer the others wait than rank 0, to see its verdict, which names who is missing; how long it stays for them."""
 
 
 class Disagreement(ValueError):
@@ -88,7 +88,7 @@ def agree_on_plan(
     return plan
 
 
-# ---- what rank 0 decides -----------------------------------------------------------------------------------------------------------
+# ---- what rank 0 decides ---------------------------------------------------------------------------------------------------------
 
 
 def _invalid(views: Sequence[Mapping[str, Any]]) -> str | None:
@@ -117,7 +117,7 @@ def _ranks(ranks: Sequence[int], most: int = 8) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 
-# ---- meeting in the store ----------------------------------------------------------------------------------------------------------
+# ---- meeting in the store --------------------------------------------------------------------------------------------------------
 
 
 def _meet(
@@ -138,8 +138,8 @@ def _meet(
         store.set(f"proposal/{rank}", proposal)
         if not _wait(store, ["verdict"], timeout + _GRACE):
             raise TimeoutError(
-                f"dssync: {what}: rank {rank} waited {_seconds(timeout + _GRACE)} for rank 0, which has not come. Has it failed, or does "
-                "it make its groups in another order?"
+                f"dssync: {what}: rank {rank} waited {_seconds(timeout + _GRACE)} for rank 0, which has not come. Has it "
+                "failed, or does it make its groups in another order?"
             )
         verdict = json.loads(store.get("verdict"))
         if store.add("readers", 1) == verdict["readers"]:
@@ -166,8 +166,8 @@ def _preside(
     verdict: dict[str, Any] = {"missing": None, "decided": None, "readers": world_size - 1 - len(missing)}
     if missing:
         verdict["missing"] = (
-            f"dssync: {what}: {_ranks(missing)} of {world_size} did not come within {_seconds(timeout)}. Have they failed, or do they "
-            "make their groups in another order?"
+            f"dssync: {what}: {_ranks(missing)} of {world_size} did not come within {_seconds(timeout)}. Have they failed, or do "
+            "they make their groups in another order?"
         )
     else:
         verdict["decided"] = decide([own, *(value.decode() for value in store.multi_get(keys))])
