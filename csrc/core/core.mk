@@ -30,11 +30,12 @@ $(CORE_PROGRAMS): $(CORE_BUILD)/%: tests/c/%.c $(CORE_LIBRARY) $(CORE_HEADERS)
 $(CORE_BUILD):
 	mkdir -p $@
 
-# Every program runs even when one fails, and the last line counts them all.
+# Every program runs even when one fails. A program prints `ok test` for each test passed and stops at the first that fails.
 core-test: $(CORE_PROGRAMS)
 	@passed=0; failed=0; \
 	for program in $(CORE_PROGRAMS); do \
-	    if $$program; then passed=$$((passed + 1)); else failed=$$((failed + 1)); echo "FAILED: $$program"; fi; \
+	    $$program >$$program.log 2>&1 || { failed=$$((failed + 1)); echo "FAILED $$program" >>$$program.log; }; \
+	    cat $$program.log; passed=$$((passed + $$(grep -c '^ok ' $$program.log))); \
 	done; \
 	echo "$$passed passed, $$failed failed"; test $$failed -eq 0
 

@@ -1,0 +1,78 @@
+/* plans.h: plans for tests, and what must hold for any of them. */
+#ifndef DSS_TEST_PLANS_H
+#define DSS_TEST_PLANS_H
+
+#include "check.h"
+
+static inline dss_status_t try_plan(dss_plan_kind_t kind, uint32_t world_size, uint32_t group_size, uint32_t max_period,
+                                    uint64_t seed, dss_plan_t **plan_p, dss_error_t *error_p) {
+    const dss_plan_params_t params = {sizeof params, kind, world_size, group_size, max_period, seed};
+    return dss_plan_create(&params, plan_p, error_p);
+}
+
+static inline dss_plan_t *make_plan(dss_plan_kind_t kind, uint32_t world_size, uint32_t group_size, uint32_t max_period,
+                                    uint64_t seed) {
+    dss_plan_t *plan = NULL;
+    dss_error_t error;
+    if (try_plan(kind, world_size, group_size, max_period, seed, &plan, &error) != DSS_OK)
+        CHECK_FAIL("kind %d, N %u, g %u: %s", (int)kind, world_size, group_size, error.text);
+    return plan;
+}
+
+/* Random rounds in groups of any sizes, many of them single: connected about as often as not. */
+static inline void draw_rounds(uint64_t *random, uint32_t world_size, uint32_t round_count, uint32_t *group_of) {
+    for (uint32_t round = 0; round < round_count; round++) {
+        const uint32_t group_count = 1 + check_random_below(random, world_size);
+        for (uint32_t rank = 0; rank < world_size; rank++)
+            group_of[round * world_size + rank] = check_random_below(random, group_count);
+    }
+}
+
+/*
+ * Each round is a partition, and its matrix (1/s for the s members of a rank's group) is doubly stochastic. In whole numbers: row i
+ * holds |group(i)| times 1/|group(i)|; column j holds one 1/|group(i)| for each i whose group holds j, which is 1 exactly if those
+ * are |group(j)| ranks, all in groups of that size.
+ */
+static inline void check_partitions(const dss_plan_t *plan) {
+    const uint32_t world_size = dss_plan_world_size(plan);
+    uint32_t *column_count = malloc(world_size * sizeof *column_count);
+    uint32_t *group_size = malloc(world_size * sizeof *group_size);
+    uint32_t largest = 0;
+    for (uint32_t round = 0; round < dss_plan_period(plan); round++) {
+        uint32_t placed_count = 0;
+        memset(column_count, 0, world_size * sizeof *column_count);
+        for (uint32_t group = 0; group < dss_plan_group_count(plan, round); group++) {
+            const uint32_t *members;
+            uint32_t member_count;
+            CHECK_STATUS(dss_plan_group(plan, round, group, &members, &member_count), DSS_OK);
+            CHECK_FOR(member_count > 0, "round %u group %u", round, group);
+            placed_count += member_count;
+            for (uint32_t i = 0; i < member_count; i++) {
+                const uint32_t *found;
+                uint32_t found_count;
+                CHECK_FOR(members[i] < world_size && (i == 0 || members[i - 1] < members[i]), "round %u group %u", round, group);
+                CHECK_STATUS(dss_plan_group_of_rank(plan, round, members[i], &found, &found_count), DSS_OK);
+                CHECK_FOR(found == members && found_count == member_count, "round %u rank %u", round, members[i]);
+                group_size[members[i]] = member_count;
+            }
+            largest = member_count > largest ? member_count : largest;
+        }
+        CHECK_EQUAL(placed_count, world_size);
+        for (uint32_t rank = 0; rank < world_size; rank++) {
+            const uint32_t *members;
+            uint32_t member_count;
+            CHECK_STATUS(dss_plan_group_of_rank(plan, round, rank, &members, &member_count), DSS_OK);
+            for (uint32_t i = 0; i < member_count; i++) {
+                CHECK_EQUAL(group_size[members[i]], member_count);
+                column_count[members[i]]++;
+            }
+        }
+        for (uint32_t rank = 0; rank < world_size; rank++)
+            CHECK_EQUAL(column_count[rank], group_size[rank]);
+    }
+    CHECK_EQUAL(dss_plan_max_group_size(plan), largest);
+    free(column_count);
+    free(group_size);
+}
+
+#endif
