@@ -26,7 +26,7 @@ STEP = @printf '==> %s\n'
 .PHONY: help setup demo test test-python test-packaging lint format conformance accuracy clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,186 @@
+"""Groups from their making to the end of the process: nothing hangs, nothing is left, and people are told what is approximate."""
+
+import logging
+import os
+import sys
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import die, rank_store, run_ranks, run_script
+
+from dssync_pg import Options, _backend, exact
+
+PAIRS = Options(plan="grid", group_size=2)
+
+
+def averaged(rank):
+    tensor = torch.full((1000,), float(rank))
+    dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
+    return tensor[0].item()
+
+
+def thread_count():
+    return len(os.listdir("/proc/self/task"))
+
+
+# ---- exact and approximate -------------------------------------------------------------------------------------------------------
+
+
+def exact_inside(rank, world_size):
+    inside = []
+    with exact():
+        inside.append(averaged(rank))
+        with exact():
+            inside.append(averaged(rank))
+        inside.append(averaged(rank))
+    try:
+        with exact():
+            raise KeyError
+    except KeyError:
+        pass
+    return inside, averaged(rank)
+
+
+def test_exact_nests_and_ends():
+    results = run_ranks(4, exact_inside, pg_options=PAIRS)
+    assert all(inside == [1.5] * 3 for inside, _ in results)
+    assert [value for _, value in results] in ([0.5, 0.5, 2.5, 2.5], [1.0, 2.0, 1.0, 2.0])
+
+
+def exact_by_option(rank, world_size):
+    return averaged(rank), len(_backend.live)
+
+
+def test_the_option_makes_everything_exact():
+    assert run_ranks(4, exact_by_option, env={"DSSYNC_ALL_REDUCE": "exact"}) == [(1.5, 0)] * 4
+
+
+# ---- what people are told --------------------------------------------------------------------------------------------------------
+
+
+def average_twice(rank, world_size, setup=None):
+    if setup == "basicConfig":
+        logging.basicConfig(level=logging.INFO, format="ROOT %(message)s", stream=sys.stderr)
+    if setup == "silence":
+        logging.getLogger("dssync_pg").setLevel(logging.WARNING)
+    averaged(rank)
+    averaged(rank)
+
+
+@pytest.mark.parametrize(("setup", "prefix"), [(None, "INFO "), ("basicConfig", "ROOT ")])
+def test_the_first_average_is_told_once_on_rank_0(setup, prefix):
+    outcomes = run_ranks(4, average_twice, setup, pg_options=PAIRS, check=False)
+    told = [[line for line in outcome.output.splitlines() if "averaged inside groups" in line] for outcome in outcomes]
+    assert [len(lines) for lines in told] == [1, 0, 0, 0] if setup is None else [len(told[0])] == [1]
+    assert told[0][0].startswith(f"{prefix}dssync: ")
+    for part in ("default group", "grid plan, period 2, groups of up to 2", "exact()"):
+        assert part in told[0][0]
+
+
+def test_it_can_be_silenced():
+    for outcome in run_ranks(2, average_twice, "silence", check=False):
+        assert outcome.ok
+        assert "dssync" not in outcome.output
+
+
+# ---- making and destroying -------------------------------------------------------------------------------------------------------
+
+
+def again_and_again(rank, world_size):
+    threads = []
+    for turn in range(4):
+        dist.init_process_group("dssync", store=dist.PrefixStore(str(turn), rank_store()), rank=rank, world_size=world_size)
+        other = dist.new_group(backend="dssync", pg_options=PAIRS)
+        averaged(rank)
+        dist.barrier(group=other)
+        dist.destroy_process_group(other)
+        assert len(_backend.live) == 1
+        averaged(rank)
+        dist.destroy_process_group()
+        assert not _backend.live
+        assert not _backend._open
+        threads.append(thread_count())
+    return threads
+
+
+def test_groups_can_be_made_again_and_leave_no_thread():
+    for threads in run_ranks(2, again_and_again, init=False):
+        assert threads[1] == threads[2] == threads[3]
+
+
+def same_store_again(rank, world_size):
+    values = []
+    for _ in range(2):
+        dist.init_process_group("dssync")
+        values.append(averaged(rank))
+        dist.destroy_process_group()
+    return values
+
+
+def test_on_a_file_store():
+    assert run_ranks(2, exact_by_option, store="file") == [(0.5, 1)] * 2
+
+
+def test_a_world_of_one():
+    assert run_ranks(1, exact_inside) == [([0.0] * 3, 0.0)]
+
+
+# ---- endings ---------------------------------------------------------------------------------------------------------------------
+
+
+def left_open(rank, world_size, pending):
+    tensor = torch.full((1 << 16,), float(rank))
+    averaged(rank)
+    if pending == "exact, unmatched" and rank == 0:
+        left_open.work = dist.all_reduce(tensor, async_op=True)  # the others never join
+    if pending == "average, unmatched" and rank == 0:
+        left_open.work = dist.all_reduce(tensor, op=dist.ReduceOp.AVG, async_op=True)
+    if pending == "matched":
+        left_open.work = dist.all_reduce(tensor, async_op=True)
+    if pending == "recv" and rank == 0:
+        left_open.work = dist.irecv(tensor, src=1)
+    return threading.active_count()
+
+
+@pytest.mark.parametrize("pending", ["nothing", "matched", "exact, unmatched", "average, unmatched", "recv"])
+def test_the_interpreter_ends_without_destroy(pending):
+    outcomes = run_ranks(2, left_open, pending, interpreter_exit=True, check=False, timeout=20, pg_timeout=60)
+    for outcome in outcomes:
+        assert outcome.ok, outcome
+
+
+def killed_in_mid_average(rank, world_size):
+    averaged(rank)
+    if rank == 1:
+        die()
+    averaged(rank)
+    averaged(rank)
+
+
+def test_a_killed_rank_is_an_error_on_the_others_that_wait_for_it():
+    survivor, killed = run_ranks(2, killed_in_mid_average, check=False, timeout=40, pg_timeout=5)
+    assert killed.exitcode == -9
+    assert isinstance(survivor.error, RuntimeError)
+    assert survivor.exitcode == 0
+
+
+def test_a_script_that_raises_ends_everywhere():
+    outcomes = run_script(
+        2,
+        """
+import datetime, torch, torch.distributed as dist
+dist.init_process_group("dssync", timeout=datetime.timedelta(seconds=10))
+tensor = torch.ones(1000)
+dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
+if dist.get_rank() == 1:
+    raise ValueError("the script's own trouble")
+dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
+""",
+        check=False,
+        timeout=60,
+    )
+    assert [outcome.exitcode for outcome in outcomes] == [1, 1]
+    assert "the script's own trouble" in outcomes[1].output
+    assert "RuntimeError" in outcomes[0].output
