@@ -217,7 +217,7 @@ def write_report(results: dict[str, Results], listed: dict[str, str], seconds: f
     text = [
         "# torch's distributed tests on gloo and on dssync",
         "",
-        f"`make conformance`, torch {versions['torch']}, Python {versions['python']}, {os.cpu_count()} cores, {jobs} tests at a time:",
+        f"`make conformance`, torch {versions['torch']}, Python {versions['python']}, {os.cpu_count()} cores, {jobs} at a time:",
         f"{seconds / 60:.0f} minutes. Four ranks a test; dssync with auto_attach off and exact all_reduce.",
         "",
         "| | ran and passed | failed | skipped |",

@@ -1,0 +1,233 @@
+"""N workers in one process: divide-and-shuffle training as the backend does it, without the processes.
+
+A step is what dssync_pg does to an unmodified DDP script: each worker takes its own optimizer step on its own gradient, then
+parameters, BatchNorm's running statistics and, where asked, optimizer state are averaged inside the groups of the plan's round.
+tests/python/test_accuracy.py holds this against real ranks over backend="dssync".
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accuracy_tasks import DATA, MODELS, Data, Recipe, Run
+from torch import Tensor, nn
+
+from dssync_pg import _C, Plan
+
+MIN_STRIPE_BYTES = 1 << 20
+V_SLICES = 8  # average_state="v": this part of the second moments takes its turn at every step
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the workers agree."""
+
+    title: str
+    gradients: str = "local"  # "all": all-reduced exactly; "groups": averaged in the shuffled groups; "local"
+    parameters: bool = True  # averaged in the shuffled groups after each step
+    average_state: str = "none"  # none | v | all
+    warmup: float = 0.0  # part of the steps averaged over everyone
+
+
+METHODS = {
+    "full": Method("full all-reduce of gradients", gradients="all", parameters=False),
+    "none": Method("dssync"),
+    "v": Method("dssync, average_state=v", average_state="v"),
+    "all": Method("dssync, average_state=all", average_state="all"),
+    "warmup": Method("dssync, exact for the first 5 %", warmup=0.05),
+    "shuffled": Method("control: gradients in shuffled groups", gradients="groups", parameters=False),
+    "solo": Method("control: no averaging", parameters=False),
+}
+
+
+class Averager:
+    """Averages rows of stacked tensors in the groups of a plan. A vector is a list of tensors, read as one flat array a worker."""
+
+    def __init__(self, workers: int, warmup_steps: int = 0) -> None:
+        self.workers, self.warmup_steps, self.plan = workers, warmup_steps, Plan.create(workers)
+        self._exact = torch.full((workers, workers), 1 / workers)
+        self._rounds = [torch.zeros(workers, workers) for _ in range(self.plan.period)]
+        for matrix, groups in zip(self._rounds, self.plan.rounds, strict=True):
+            for group in groups:
+                matrix[torch.tensor(group).unsqueeze(1), torch.tensor(group)] = 1 / len(group)
+
+    def rows(self, vector: list[Tensor]) -> list[Tensor]:
+        """Views [workers, n]: row i is worker i's."""
+        return [tensor.detach().view(self.workers, -1) for tensor in vector]
+
+    def average(self, rows: list[Tensor], step: int, turn: int, stripe: int = 0) -> None:
+        """Average in place: in the groups of round (turn + stripe) mod P; over everyone while the warm-up lasts."""
+        matrix = self._exact if step < self.warmup_steps else self._rounds[self.plan.round_at(turn, stripe)]
+        for part in rows:
+            part.copy_(matrix @ part)
+
+    def cut(self, vector: list[Tensor], count: int) -> list[list[Tensor]]:
+        """`count` slices of a vector, each a list of views [workers, n]."""
+        rows = self.rows(vector)
+        total = sum(part.shape[1] for part in rows)
+        bounds = [_C.stripe_begin(total, count, number) for number in range(count + 1)]
+        slices: list[list[Tensor]] = [[] for _ in range(count)]
+        offset = 0
+        for part in rows:
+            for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+                low, high = max(first - offset, 0), min(last - offset, part.shape[1])
+                if low < high:
+                    slices[number].append(part[:, low:high])
+            offset += part.shape[1]
+        return slices
+
+    def stripes(self, vectors: list[list[Tensor]]) -> list[list[Tensor]]:
+        """All vectors cut alike, in as many stripes as the first one's size asks for: stripes[s] lists their parts of stripe s."""
+        size = sum(part.shape[1] * part.element_size() for part in self.rows(vectors[0]))
+        count = _C.stripe_count(size, self.plan.period, MIN_STRIPE_BYTES)
+        return [[part for stripe in same for part in stripe] for same in zip(*(self.cut(v, count) for v in vectors), strict=True)]
+
+
+def make_optimizer(name: str, parameters: Iterator[nn.Parameter], lr: float, recipe: Recipe) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.sgd_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=recipe.adamw_decay)
+
+
+def learning_rate(lr: float, step: int, recipe: Recipe) -> float:
+    """A linear ramp, then a half cosine down to 0."""
+    ramp = max(1, round(recipe.ramp * recipe.steps))
+    if step < ramp:
+        return lr * (step + 1) / ramp
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - ramp) / (recipe.steps - ramp)))
+
+
+def batches(data: Data, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches [workers, batch, ...]; each worker shuffles its shard anew every epoch and drops what does not fill a batch."""
+    generators = [torch.Generator().manual_seed(seed * 1000 + worker) for worker in range(recipe.workers)]
+    while True:
+        shuffled = (shard[torch.randperm(len(shard), generator=g)] for shard, g in zip(data.shards, generators, strict=True))
+        orders = torch.stack(list(shuffled))
+        for begin in range(0, orders.shape[1] - recipe.batch + 1, recipe.batch):
+            chosen = orders[:, begin : begin + recipe.batch]
+            yield data.train[chosen], data.targets[chosen]
+
+
+def loss_of(model: nn.Module, samples: Tensor, targets: Tensor) -> Tensor:
+    """The sum over the replicas of each one's mean loss: every replica gets the gradient of its own."""
+    logits = model(model.stack(samples))
+    workers = len(logits)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="sum") * workers / targets.numel()
+
+
+class Workers:
+    """N replicas, their optimizer, and how they agree."""
+
+    def __init__(self, method: Method, optimizer: str, lr: float, seed: int, recipe: Recipe) -> None:
+        self.method, self.recipe, self.steps_done = method, recipe, 0
+        torch.manual_seed(seed)
+        self.single = MODELS[recipe.task]()
+        self.model = MODELS[recipe.task](recipe.workers)
+        self._start_from(self.single)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = make_optimizer(optimizer, self.model.parameters(), lr, recipe)
+        self.averager = Averager(recipe.workers, math.ceil(method.warmup * recipe.steps))
+        self._stripes: list[list[Tensor]] = []  # views of what is averaged; made after the first step, which makes the state
+        self._moments: list[list[Tensor]] = []
+
+    def _start_from(self, single: nn.Module) -> None:
+        values = single.state_dict()
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                value = values[name]
+                tensor.copy_(value.repeat(self.recipe.workers, *[1] * (value.dim() - 1)) if value.dim() else value)
+
+    def _state(self, name: str) -> list[Tensor]:
+        return [self.optimizer.state[p][name] for p in self.parameters if name in self.optimizer.state[p]]
+
+    def step(self, samples: Tensor, targets: Tensor) -> None:
+        """One optimizer step of each worker on its own batch, and what the method does about agreement."""
+        self.optimizer.zero_grad()
+        loss_of(self.model, samples, targets).backward()
+        gradients = self.averager.rows([p.grad for p in self.parameters if p.grad is not None])
+        if self.method.gradients == "all":
+            for rows in gradients:
+                rows.copy_(rows.mean(0).expand_as(rows))
+        elif self.method.gradients == "groups":
+            self.averager.average(gradients, self.steps_done, self.steps_done)
+        self.optimizer.step()
+        if self.method.parameters:
+            self._average(self.steps_done)
+        self.steps_done += 1
+
+    def _average(self, step: int) -> None:
+        if not self._stripes:
+            vectors = [self.parameters, [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]]
+            if self.method.average_state == "all":
+                vectors += [self._state(name) for name in ("momentum_buffer", "exp_avg", "exp_avg_sq")]
+            self._stripes = self.averager.stripes([vector for vector in vectors if vector])
+            if self.method.average_state == "v":
+                self._moments = self.averager.cut(self._state("exp_avg_sq"), V_SLICES)
+        for number, stripe in enumerate(self._stripes):
+            self.averager.average(stripe, step, step, number)
+        if self._moments:
+            self.averager.average(self._moments[step % V_SLICES], step, step // V_SLICES)
+
+    def mean_model(self, statistics_of: int | None = None) -> nn.Module:
+        """The exact mean of the parameters and running statistics; `statistics_of`: those of one worker instead."""
+        single, workers = self.single.state_dict(), self.recipe.workers
+        local = {name for name, _ in self.model.named_buffers()} if statistics_of is not None else set()
+        for name, tensor in self.model.state_dict().items():
+            if tensor.dim():
+                rows = tensor.view(workers, -1)
+                single[name].copy_((rows[statistics_of] if name in local else rows.mean(0)).view_as(single[name]))
+        return self.single
+
+    def consensus_distance(self) -> float:
+        """sqrt(mean_i ||x_i - mean x||^2) of the parameters."""
+        rows = torch.cat(self.averager.rows(self.parameters), 1)
+        return float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Data, replicas: int = 1) -> tuple[float, float]:
+    """Accuracy in percent and loss in nats on the test set; several replicas share it out, each judged on a part of its own."""
+    model.eval()
+    size = len(data.test) // replicas
+    samples, targets = (t[: size * replicas].unflatten(0, (size, replicas)).transpose(0, 1) for t in (data.test, data.test_targets))
+    logits = model(model.stack(samples))
+    targets = targets.reshape(replicas, -1)
+    accuracy = 100 * (logits.argmax(-1) == targets).double().mean().item()
+    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).double(), targets.reshape(-1)).item()
+    model.train()
+    return accuracy, loss
+
+
+def simulate(run: Run, recipe: Recipe) -> dict[str, float]:
+    """Train, then judge the mean of the replicas. A run that blows up gets what a guess among the classes would."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    data = DATA[run.task](run.seed, recipe.workers, run.shards)
+    workers = Workers(METHODS[run.method], run.optimizer, run.lr, run.seed, recipe)
+    consensus = 0.0
+    for step, (samples, targets) in zip(range(recipe.steps), batches(data, recipe, run.seed), strict=False):
+        for group in workers.optimizer.param_groups:
+            group["lr"] = learning_rate(run.lr, step, recipe)
+        workers.step(samples, targets)
+        if step == recipe.steps // 2:
+            consensus = workers.consensus_distance()
+    own_accuracy, own_loss = evaluate(workers.model, data, recipe.workers)
+    first_accuracy, first_loss = evaluate(workers.mean_model(statistics_of=0), data)
+    accuracy, loss = evaluate(workers.mean_model(), data)
+    result = {
+        "accuracy": accuracy,
+        "loss": loss,
+        "own_accuracy": own_accuracy,
+        "own_loss": own_loss,
+        "rank0_accuracy": first_accuracy,
+        "rank0_loss": first_loss,
+        "consensus": consensus,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+    }
+    return {name: round(value, 5) if math.isfinite(value) else 1e9 for name, value in result.items()}

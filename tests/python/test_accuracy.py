@@ -1,0 +1,217 @@
+"""The accuracy comparison: its simulated workers against real ranks, its search and statistics, and a small part of its table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import ROOT, THREADS, run_ranks
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import dssync_pg
+import dssync_pg.sync
+from dssync_pg import Options
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import accuracy
+import accuracy_simulation as simulation
+from accuracy_report import Interval, rows_of
+from accuracy_tasks import DATA, DigitsNet, Recipe, Run
+
+WORLD = 4  # two rounds; eight slices of the second moments meet both of them in 16 steps
+STEPS = 24
+RATES = {"sgd": 0.1, "adamw": 0.004}
+
+
+# ---- the simulation is the real thing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Twice the digits, so that a slip of a round cannot hide in rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def train_for_real(rank, world, kind, start, samples, targets, min_stripe_bytes):
+    """An ordinary DDP script. samples: [STEPS, world, batch, 8, 8]. Returns parameters, statistics and optimizer state, flat."""
+    torch.set_default_dtype(torch.float64)
+    dssync_pg.sync.MIN_STRIPE_BYTES = min_stripe_bytes
+    net = DigitsNet()
+    net.load_state_dict(start)
+    model = DDP(net)
+    optimizer = simulation.make_optimizer(kind, model.parameters(), RATES[kind], Recipe("digits", world, STEPS, 16))
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        logits = model(samples[step, rank].unsqueeze(1))[0]
+        F.cross_entropy(logits, targets[step, rank]).backward()
+        optimizer.step()
+    for sync in dssync_pg.get_syncs(model):
+        sync.consensus_distance()  # a collective: whatever average is still due comes first
+    state = [value for p in net.parameters() for key, value in optimizer.state[p].items() if key != "step"]
+    return {
+        "parameters": torch.cat([p.detach().reshape(-1) for p in net.parameters()]),
+        "statistics": torch.cat([b.reshape(-1) for b in net.buffers() if b.is_floating_point()]),
+        "state": torch.cat([value.reshape(-1) for value in state]),
+        "syncs": len(dssync_pg.get_syncs(model)),
+    }
+
+
+def train_simulated(method, kind):
+    """The same, simulated; also the initial parameters and the batches."""
+    recipe = Recipe("digits", WORLD, STEPS, 16)
+    data = DATA["digits"](0, WORLD, "sorted")
+    workers = simulation.Workers(method, kind, RATES[kind], seed=5, recipe=recipe)
+    start = {name: value.clone() for name, value in workers.single.state_dict().items()}
+    taken = []
+    for _, (samples, targets) in zip(range(STEPS), simulation.batches(data, recipe, seed=0), strict=False):
+        taken.append((samples.double(), targets))
+        workers.step(*taken[-1])
+    rows = workers.averager.rows
+    state = [value for p in workers.parameters for key, value in workers.optimizer.state[p].items() if key != "step"]
+    found = {
+        "parameters": torch.cat(rows(workers.parameters), 1),
+        "statistics": torch.cat(rows([b for b in workers.model.buffers() if b.is_floating_point()]), 1),
+        "state": torch.cat(rows(state), 1),
+    }
+    return found, start, torch.stack([s for s, _ in taken]), torch.stack([t for _, t in taken])
+
+
+def assert_same(real, simulated, names=("parameters", "statistics", "state")) -> None:
+    for name in names:
+        found = torch.stack([of_rank[name] for of_rank in real])
+        torch.testing.assert_close(found, simulated[name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "stripe_bytes"),
+    [
+        ("sgd", "none", 1 << 20),
+        ("sgd", "all", 1 << 20),
+        ("adamw", "none", 1 << 20),
+        ("adamw", "v", 1 << 20),
+        ("adamw", "all", 1 << 20),
+        ("adamw", "all", 4096),
+        ("adamw", "warmup", 1 << 20),
+    ],
+)
+@pytest.mark.usefixtures("double")
+def test_a_simulated_run_equals_one_over_the_backend(monkeypatch, kind, method, stripe_bytes):
+    monkeypatch.setattr(simulation, "MIN_STRIPE_BYTES", stripe_bytes)
+    chosen = simulation.METHODS[method]
+    simulated, start, samples, targets = train_simulated(chosen, kind)
+    assert (simulated["parameters"][0] - simulated["parameters"][1]).abs().max() > 1e-4  # unlike replicas: rounds matter
+    options = Options(average_state=chosen.average_state, warmup_steps=-(-STEPS * 5 // 100) if chosen.warmup else 0)
+    real = run_ranks(WORLD, train_for_real, kind, start, samples, targets, stripe_bytes, pg_options=options)
+    assert [found["syncs"] for found in real] == [1] * WORLD
+    assert_same(real, simulated)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.usefixtures("double")
+def test_the_baseline_equals_ddp_over_gloo(kind):
+    simulated, start, samples, targets = train_simulated(simulation.METHODS["full"], kind)
+    real = run_ranks(WORLD, train_for_real, kind, start, samples, targets, 1 << 20, backend="gloo")
+    assert_same(real, simulated, names=("parameters", "state"))
+    torch.testing.assert_close(real[0]["statistics"], simulated["statistics"][0], rtol=1e-6, atol=1e-8)
+
+
+# ---- search and statistics -------------------------------------------------------------------------------------------------
+
+
+def answer(study: accuracy.Study, score_of) -> None:
+    """Fills in what the study asks for until it asks for nothing."""
+    for _ in range(20):
+        missing = study.missing()
+        if not missing:
+            return
+        for run in missing:
+            study.results.add(run, {"accuracy": score_of(run), "own_accuracy": 0.0, "loss": 0.0, "own_loss": 0.0})
+    raise AssertionError("the study never ends")
+
+
+def make_study(path: Path, methods=("full", "none"), seeds: int = 6) -> accuracy.Study:
+    rows = [accuracy.Cell("digits", "adamw", "iid", method) for method in methods]
+    return accuracy.Study(rows, accuracy.Results(path, accuracy.RECIPES), sweep_seeds=2, seeds=seeds)
+
+
+def test_the_grid_grows_until_its_best_point_has_neighbours(tmp_path):
+    best = {"full": 0.064, "none": 0.00025}  # outside the first grid, on either side
+    study = make_study(tmp_path / "runs.jsonl")
+    answer(study, lambda run: 90 - abs(torch.tensor(run.lr / best[run.method]).log2().item()) + run.seed % 7 / 100)
+    rates = {cell.method: cell.at(study.best(cell), 0).lr for cell in study.rows}
+    assert rates == pytest.approx(best)
+    elsewhere = {run.seed for run in study.results.known if run.lr not in rates.values()}
+    assert elsewhere == {0, 1}
+
+
+def test_the_comparison_never_sees_a_sweep_seed(tmp_path):
+    study = make_study(tmp_path / "runs.jsonl")
+    evaluated = {run.seed for cell in study.rows for run in study.evaluation(cell, 0)}
+    assert len(evaluated) == 6
+    assert evaluated.isdisjoint(range(study.sweep_seeds))
+
+
+def test_an_interrupted_table_continues_and_drops_the_line_cut_short(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    study = make_study(path)
+    answer(study, lambda run: 90 - abs(torch.tensor(run.lr / 0.008).log2().item()))
+    text = path.read_text()
+    path.write_text(text[: len(text) - 20])  # as when killed in mid-write
+    assert len(make_study(path).missing()) == 1
+    answer(make_study(path), lambda run: 90.0)
+    assert make_study(path).missing() == []
+
+
+def test_a_changed_recipe_starts_anew(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    answer(make_study(path), lambda run: 90 - run.lr)
+    changed = {"digits": Recipe("digits", workers=8, steps=271, batch=16)}
+    assert accuracy.Results(path, changed).known == {}
+    assert len(accuracy.Results(path, accuracy.RECIPES).known) > 0
+
+
+def test_the_interval_is_that_of_a_paired_t_test(tmp_path):
+    from scipy import stats
+
+    generator = torch.Generator().manual_seed(3)
+    scores = {method: (98 + torch.randn(40, generator=generator)).tolist() for method in ("full", "none")}
+
+    def score(run: Run) -> float:
+        return scores[run.method][run.seed - 1000] if run.seed >= 1000 else 90 - abs(torch.tensor(run.lr / 0.008).log2().item())
+
+    study = make_study(tmp_path / "runs.jsonl", seeds=12)
+    answer(study, score)
+    row = next(row for row in rows_of(study) if row.cell.method == "none")
+    expected = stats.ttest_rel(scores["none"][:12], scores["full"][:12]).confidence_interval(0.95)
+    assert isinstance(row.difference, Interval)
+    assert (row.difference.low, row.difference.high) == pytest.approx((expected.low, expected.high))
+
+
+# ---- a small part of the table ---------------------------------------------------------------------------------------------
+
+
+def test_the_quick_table_and_its_control(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "accuracy.py"), "--quick", "--jobs", "2", "--out", str(tmp_path)]
+    ended = subprocess.run(command, env={**os.environ, **THREADS}, capture_output=True, text=True, timeout=170, check=False)
+    assert ended.returncode == 0, ended.stderr
+    losses: dict[tuple[str, str], list[float]] = {}
+    for line in (tmp_path / "accuracy.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["seed"] >= accuracy.FIRST_EVALUATION_SEED:
+            losses.setdefault((entry["optimizer"], entry["method"]), []).append(entry["result"]["loss"])
+    means = {key: sum(values) / len(values) for key, values in losses.items()}
+    for optimizer in ("sgd", "adamw"):
+        assert means[optimizer, "full"] < 0.5 * means[optimizer, "solo"]
+        assert means[optimizer, "none"] < 0.7 * means[optimizer, "solo"], means  # agreement is what makes the difference
+    table = (tmp_path / "accuracy.md").read_text()
+    assert "control: no averaging" in table
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy.png", "accuracy_rates.png"}
