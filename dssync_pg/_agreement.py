@@ -1,8 +1,9 @@
 """All ranks of a group come to one answer through torch's Store, before there is any other connection between them.
 
 Rank 0 stands in the middle: it gathers what every rank proposes, decides, and publishes the verdict: a handful of requests to
-the store for each rank, and one that fetches all proposals. Rank 0 deletes every key once all have read the verdict; only a meeting
-that failed because a rank never came leaves its verdict behind, for the rank that comes late.
+the store for each rank, and one that fetches all proposals. Every key is deleted by the last to need it; only a meeting that failed
+because a rank never came leaves its verdict behind, for the rank that comes late. A place in the store serves one meeting at a time:
+the next one may come there once every rank has left.
 
 Proposals and verdicts are JSON, not pickles: whoever can write to the store must not be able to run code here.
 """
@@ -143,6 +144,9 @@ def _meet(
             )
         verdict = json.loads(store.get("verdict"))
         if store.add("readers", 1) == verdict["readers"]:
+            if verdict["missing"] is None:  # else it stays, for the rank that comes late
+                store.delete_key("verdict")
+            store.delete_key("readers")
             store.set("read", "")
     if verdict["missing"] is not None:
         raise TimeoutError(verdict["missing"])
@@ -170,12 +174,13 @@ def _preside(
             "they make their groups in another order?"
         )
     else:
-        verdict["decided"] = decide([own, *(value.decode() for value in store.multi_get(keys))])
-    store.set("verdict", json.dumps(verdict))
-    all_read = verdict["readers"] == 0 or _wait(store, ["read"], _GRACE)
-    if all_read and not missing:
-        for key in (*keys, "verdict", "readers", "read"):
+        proposals = [value.decode() for value in store.multi_get(keys)]
+        for key in keys:
             store.delete_key(key)
+        verdict["decided"] = decide([own, *proposals])
+    store.set("verdict", json.dumps(verdict))
+    if verdict["readers"] and _wait(store, ["read"], _GRACE):
+        store.delete_key("read")
     return verdict
 
 
@@ -196,5 +201,5 @@ def _seconds(timeout: timedelta) -> str:
 
 
 def meeting_place(store: Store, name: str) -> Store:
-    """The part of `store` that one meeting has to itself."""
+    """The part of `store` that the meeting `name` has to itself."""
     return PrefixStore(f"dssync/{name}", store)

@@ -165,10 +165,14 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
             plan.summary(),
         )
 
+    itself: list[_C.ProcessGroupDssync] = []  # emptied by forget(), which the backend holds: no cycle is left behind
+
     def forget() -> None:
-        if group is not None:
-            _close(group)
-        _open.discard(backend)
+        try:
+            if group is not None:
+                _close(group)
+        finally:
+            _open.discard(itself.pop())
 
     backend = _C.ProcessGroupDssync(
         rank,
@@ -182,6 +186,7 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
         label,
         timeout,
     )
+    itself.append(backend)
     _open.add(backend)
     if group is not None:
         group.backend = backend

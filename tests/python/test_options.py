@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dssync_pg import _agreement
-from dssync_pg._agreement import exchange
+from dssync_pg._agreement import exchange, meeting_place
 from dssync_pg.options import Options
 
 DEFAULTS = {
@@ -241,7 +241,8 @@ def exchanged(rank, world_size):
     store = rank_store()
     before = store.num_keys()
     for turn in range(3):
-        views = exchange(store, rank, world_size, timedelta(seconds=20), "a test", {"rank": rank, "turn": (turn, "x")})
+        place = meeting_place(store, str(turn))
+        views = exchange(place, rank, world_size, timedelta(seconds=20), "a test", {"rank": rank, "turn": (turn, "x")})
         assert views == [{"rank": other, "turn": [turn, "x"]} for other in range(world_size)]
     return before, store.num_keys()
 
