@@ -46,7 +46,7 @@ sanitize-address:
 	    CORE_CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 sanitize-thread:
-	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-thread CORE_CFLAGS="-O1 -g -fsanitize=thread"
+	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-thread CORE_CFLAGS="-O2 -g -fsanitize=thread"
 
 core-clean:
 	rm -rf build/core build/core-address build/core-thread

@@ -50,24 +50,24 @@ static uint16_t narrow_bfloat16(float value) {
 }
 
 void dss_float16_widen_portable(const unsigned char *restrict source, float *restrict target) {
-    for (unsigned i = 0; i < DSS_BLOCK; i++)
+    for (size_t i = 0; i < DSS_BLOCK; i++)
         target[i] = widen_float16(load_u16(source + 2 * i));
 }
 
 void dss_float16_narrow_portable(const float *restrict source, unsigned char *restrict target) {
-    for (unsigned i = 0; i < DSS_BLOCK; i++) {
+    for (size_t i = 0; i < DSS_BLOCK; i++) {
         const uint16_t half = narrow_float16(source[i]);
         memcpy(target + 2 * i, &half, sizeof half);
     }
 }
 
 void dss_bfloat16_widen(const unsigned char *restrict source, float *restrict target) {
-    for (unsigned i = 0; i < DSS_BLOCK; i++)
+    for (size_t i = 0; i < DSS_BLOCK; i++)
         target[i] = float_of_bits((uint32_t)load_u16(source + 2 * i) << 16);
 }
 
 void dss_bfloat16_narrow(const float *restrict source, unsigned char *restrict target) {
-    for (unsigned i = 0; i < DSS_BLOCK; i++) {
+    for (size_t i = 0; i < DSS_BLOCK; i++) {
         const uint16_t half = narrow_bfloat16(source[i]);
         memcpy(target + 2 * i, &half, sizeof half);
     }

@@ -9,6 +9,7 @@
 #ifndef DSS_HALF_H
 #define DSS_HALF_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #define DSS_BLOCK 512u /* elements: one double block is 4 KiB, so that a few fit into the first-level cache */
@@ -20,9 +21,10 @@ void dss_bfloat16_widen(const unsigned char *source, float *target);
 void dss_bfloat16_narrow(const float *source, unsigned char *target);
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define DSS_HAVE_F16C 1 /* compiled in; call the two below only where dss_cpu_has_f16c() */
+#define DSS_HAVE_F16C 1 /* compiled in; call the others only where dss_cpu_has_f16c() */
 int dss_cpu_has_f16c(void);
 void dss_float16_widen_f16c(const unsigned char *source, float *target);
+void dss_float16_add_f16c(const unsigned char *source, float *sum); /* sum += source, without a block in between */
 void dss_float16_narrow_f16c(const float *source, unsigned char *target);
 #endif
 

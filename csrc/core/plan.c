@@ -5,11 +5,9 @@
 #include "random.h"
 #include "status.h"
 
-/* calloc checks the product for overflow, which matters where size_t has 32 bits. */
-static uint32_t *new_words(size_t rows, size_t columns) {
-    if (columns && rows > SIZE_MAX / columns)
-        return NULL;
-    return calloc(rows * columns, sizeof(uint32_t));
+/* calloc minds the overflow of the product; that of a row cannot, with at most 2^24 columns. */
+static uint32_t *new_words(size_t rows, uint32_t columns) {
+    return calloc(rows, columns * sizeof(uint32_t));
 }
 
 static dss_status_t fail_memory(dss_error_t *error_p, uint32_t world_size, uint32_t period) {
@@ -145,9 +143,8 @@ static dss_status_t check_params(const dss_plan_params_t *params, dss_error_t *e
 /* A grid is exact, so AUTO takes it unless its largest group costs more than twice what was aimed at (or asked for, once). */
 static dss_plan_kind_t choose_kind(const dss_plan_params_t *params) {
     uint32_t factors[DSS_GRID_MAX_FACTORS];
-    uint32_t factor_count;
     const uint32_t limit = params->group_size ? params->group_size : 2 * dss_plan_target_group_size(params);
-    if (dss_grid_factors(params, factors, &factor_count, NULL) == DSS_OK && factors[0] <= limit)
+    if (dss_grid_factors(params, factors) > 0 && factors[0] <= limit)
         return DSS_PLAN_GRID;
     return DSS_PLAN_RANDOM;
 }

@@ -89,8 +89,10 @@ dss_status_t dss_rounds_from_groups(uint32_t world_size, uint32_t round_count, c
                                     const uint32_t *member_counts, const uint32_t *members, uint32_t *group_of,
                                     dss_error_t *error_p) {
     dss_status_t status = check_shape(world_size, round_count, error_p);
-    if (status == DSS_OK && (!group_counts || !member_counts || !members || !group_of))
-        status = dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "an array of the groups is NULL");
+    if (status != DSS_OK)
+        return status;
+    if (!group_counts || !member_counts || !members || !group_of)
+        return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "an array of the groups is NULL");
     for (uint32_t round = 0; status == DSS_OK && round < round_count; round++)
         status = place_round(world_size, round, group_counts[round], &member_counts, &members,
                              group_of + (size_t)round * world_size, error_p);

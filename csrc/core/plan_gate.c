@@ -25,7 +25,7 @@ static void unite(uint32_t *parent, uint32_t a, uint32_t b) {
         parent[a] = b;
 }
 
-static dss_status_t check_one_part(uint32_t *parent, uint32_t world_size, uint32_t period, dss_error_t *error_p) {
+static dss_status_t check_one_part(const uint32_t *parent, uint32_t world_size, uint32_t period, dss_error_t *error_p) {
     uint32_t part_count = 0;
     uint32_t outsider = 0; /* smallest rank of the second part */
     for (uint32_t rank = 0; rank < world_size; rank++) {

@@ -54,7 +54,7 @@ static int factorise(const divisors_t *list, uint32_t number, uint32_t factor_co
     }
     for (uint32_t i = list->count; i-- > 0;) {
         const uint32_t factor = list->values[i];
-        if (factor > cap || factor > number || number % factor)
+        if (factor < 2 || factor > cap || number % factor)
             continue;
         if (!power_reaches(factor, factor_count, number))
             return 0; /* smaller ones reach it even less */
@@ -102,7 +102,8 @@ static uint32_t factorise_capped(const divisors_t *list, uint32_t max_factors, u
     return 0;
 }
 
-static dss_status_t fail_impossible(const dss_plan_params_t *params, const divisors_t *list, dss_error_t *error_p) {
+static dss_status_t fail_impossible(const dss_plan_params_t *params, dss_error_t *error_p) {
+    divisors_t list;
     uint32_t factors[DSS_GRID_MAX_FACTORS];
     const uint32_t prime = largest_prime_factor(params->world_size);
     if (prime > params->group_size)
@@ -110,10 +111,11 @@ static dss_status_t fail_impossible(const dss_plan_params_t *params, const divis
                         "no grid: world_size %u has the prime factor %u, which does not fit in groups of group_size %u; "
                         "use plan=random or group_size=%u",
                         params->world_size, prime, params->group_size, prime);
-    const uint32_t needed = factorise_capped(list, DSS_GRID_MAX_FACTORS, params->group_size, factors);
+    list_divisors(params->world_size, &list);
+    const uint32_t needed = factorise_capped(&list, DSS_GRID_MAX_FACTORS, params->group_size, factors);
     uint32_t fitting_size = params->world_size;
-    for (uint32_t count = 1; count <= params->max_period && count <= DSS_GRID_MAX_FACTORS; count++) {
-        const uint32_t cap = smallest_cap(list, count, fitting_size - 1, factors);
+    for (uint32_t count = 2; count <= params->max_period && count <= DSS_GRID_MAX_FACTORS; count++) {
+        const uint32_t cap = smallest_cap(&list, count, fitting_size - 1, factors);
         fitting_size = cap ? cap : fitting_size;
     }
     return dss_fail(error_p, DSS_ERR_IMPOSSIBLE,
@@ -122,28 +124,22 @@ static dss_status_t fail_impossible(const dss_plan_params_t *params, const divis
                     params->world_size, params->group_size, needed, params->max_period, needed, fitting_size);
 }
 
-dss_status_t dss_grid_factors(const dss_plan_params_t *params, uint32_t factors[DSS_GRID_MAX_FACTORS], uint32_t *factor_count_p,
-                              dss_error_t *error_p) {
+uint32_t dss_grid_factors(const dss_plan_params_t *params, uint32_t factors[DSS_GRID_MAX_FACTORS]) {
     divisors_t list;
     const uint32_t most = params->group_size ? DSS_GRID_MAX_FACTORS : 3;
     const uint32_t max_factors = params->max_period < most ? params->max_period : most;
     list_divisors(params->world_size, &list);
-    const uint32_t count = params->group_size ? factorise_capped(&list, max_factors, params->group_size, factors)
-                                              : factorise_auto(&list, max_factors, factors);
-    if (!count)
-        return fail_impossible(params, &list, error_p);
-    *factor_count_p = count;
-    return DSS_OK;
+    return params->group_size ? factorise_capped(&list, max_factors, params->group_size, factors)
+                              : factorise_auto(&list, max_factors, factors);
 }
 
 dss_status_t dss_plan_create_grid(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p) {
     uint32_t factors[DSS_GRID_MAX_FACTORS];
-    uint32_t factor_count;
     dss_plan_t *plan = NULL;
-    dss_status_t status = dss_grid_factors(params, factors, &factor_count, error_p);
-    if (status != DSS_OK)
-        return status;
-    status = dss_plan_allocate(DSS_PLAN_GRID, params->world_size, factor_count, params->seed, &plan, error_p);
+    const uint32_t factor_count = dss_grid_factors(params, factors);
+    if (!factor_count)
+        return fail_impossible(params, error_p);
+    dss_status_t status = dss_plan_allocate(DSS_PLAN_GRID, params->world_size, factor_count, params->seed, &plan, error_p);
     if (status != DSS_OK)
         return status;
     uint32_t stride = 1;

@@ -32,9 +32,8 @@ struct dss_plan {
 dss_status_t dss_plan_create_grid(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p);
 dss_status_t dss_plan_create_random(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p);
 
-/* The factors of the grid that params ask for, largest first. */
-dss_status_t dss_grid_factors(const dss_plan_params_t *params, uint32_t factors[DSS_GRID_MAX_FACTORS], uint32_t *factor_count_p,
-                              dss_error_t *error_p);
+/* The factors of the grid that params ask for, largest first. Returns how many; 0: there is no such grid. */
+uint32_t dss_grid_factors(const dss_plan_params_t *params, uint32_t factors[DSS_GRID_MAX_FACTORS]);
 
 /* The group size aimed at: params->group_size, or what 0 stands for. */
 uint32_t dss_plan_target_group_size(const dss_plan_params_t *params);
