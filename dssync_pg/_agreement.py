@@ -1,9 +1,9 @@
 """All ranks of a group come to one answer through torch's Store, before there is any other connection between them.
 
 Rank 0 stands in the middle: it gathers what every rank proposes, decides, and publishes the verdict: a handful of requests to
-the store for each rank, and one that fetches all proposals. Every key is deleted by the last to need it; only a meeting that failed
-because a rank never came leaves its verdict behind, for the rank that comes late. A place in the store serves one meeting at a time:
-the next one may come there once every rank has left.
+the store for each rank, and one that fetches all proposals. Every key is deleted by the last to need it; only a meeting that
+failed because a rank never came leaves its verdict behind, for the rank that comes late. A place in the store serves one meeting at
+a time: the next one may come there once every rank has left.
 
 Proposals and verdicts are JSON, not pickles: whoever can write to the store must not be able to run code here.
 """

@@ -79,9 +79,8 @@ class Group:
 
     def process_group(self) -> dist.ProcessGroup:
         """torch's group around this one."""
-        from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
-
-        found: dist.ProcessGroup = _resolve_process_group(self.name)
+        resolve: Any = torch.distributed.distributed_c10d._resolve_process_group  # its type changes with torch
+        found: dist.ProcessGroup = resolve(self.name)
         return found
 
     def is_exact(self) -> bool:
