@@ -1,0 +1,43 @@
+/* plan_handle.hpp: a plan of the C core, owned; its failures as exceptions that carry the core's text. */
+#pragma once
+
+#include "dssync.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace dssync {
+
+// In place of a round's number: the group of all ranks.
+constexpr uint32_t kExactRound = UINT32_MAX;
+
+class PlanHandle {
+  public:
+    static PlanHandle create(dss_plan_kind_t kind, uint32_t worldSize, uint32_t groupSize, uint32_t maxPeriod, uint64_t seed);
+    static PlanHandle createExplicit(uint32_t worldSize, const std::vector<std::vector<std::vector<uint32_t>>> &rounds,
+                                     uint64_t seed);
+    static PlanHandle deserialize(const std::string &bytes);
+    std::string serialize() const;
+
+    const dss_plan_t *get() const {
+        return plan_.get();
+    }
+    uint32_t worldSize() const {
+        return dss_plan_world_size(get());
+    }
+    uint32_t period() const {
+        return dss_plan_period(get());
+    }
+    // The members, ascending, of the group that holds `rank` in `round`, which may be kExactRound.
+    std::vector<uint32_t> groupOfRank(uint32_t round, uint32_t rank) const;
+    std::vector<std::vector<uint32_t>> groups(uint32_t round) const;
+    double contraction() const;
+
+  private:
+    explicit PlanHandle(dss_plan_t *plan) : plan_(plan, dss_plan_destroy) {}
+
+    std::shared_ptr<const dss_plan_t> plan_;
+};
+
+} // namespace dssync
