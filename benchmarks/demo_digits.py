@@ -172,10 +172,11 @@ def main() -> int:
     for number in ENDING:
         signal.signal(number, interrupt)
     args.out.mkdir(parents=True, exist_ok=True)
-    console.print(f"{args.workers} workers train the same network twice: gradients all-reduced (gloo), then parameters averaged in "
-                  "shuffled groups (dssync).")  # fmt: skip
     try:
-        results = [run_backend(backend, args.workers, args.epochs, args.out) for backend in BACKENDS]
+        results = []
+        for backend in BACKENDS:
+            print(f"Training over {LABELS[backend]}: {args.workers} workers start ...", flush=True)
+            results.append(run_backend(backend, args.workers, args.epochs, args.out))
     except WorkerFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

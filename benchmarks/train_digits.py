@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -101,11 +101,10 @@ def train(args: argparse.Namespace) -> dict[str, object]:
 
     curves: dict[str, list[float]] = {"train_loss": [], "test_accuracy": [], "consensus_distance": [], "seconds": []}
     sent = 0.0
-    columns = (TextColumn("{task.description:<7}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-               TextColumn("{task.fields[news]}"))  # fmt: skip
+    columns = TextColumn("{task.description:<6}"), BarColumn(bar_width=10), TextColumn("{task.fields[news]}")  # fits 80 columns
     console = Console()
     with Progress(*columns, console=console, disable=rank != 0 or not console.is_terminal) as progress:
-        bar = progress.add_task(args.backend, total=total_steps, news="")
+        bar = progress.add_task(args.backend, total=total_steps, news="", visible=False)
         for epoch in range(args.epochs):
             sampler.set_epoch(epoch)
             loss_sum, sent_before, began = 0.0, bytes_sent(model), time.perf_counter()
@@ -116,7 +115,7 @@ def train(args: argparse.Namespace) -> dict[str, object]:
                 optimizer.step()
                 scheduler.step()
                 loss_sum += loss.item()
-                progress.advance(bar)
+                progress.update(bar, advance=1, visible=True)
             seconds, epoch_sent = time.perf_counter() - began, bytes_sent(model) - sent_before
 
             # Once an epoch and after the last step: a collective that everybody waits for is never between two steps.
@@ -127,12 +126,12 @@ def train(args: argparse.Namespace) -> dict[str, object]:
             curves["test_accuracy"].append(test_accuracy(model, test_set))
             curves["seconds"].append(seconds)
             news = (
-                f"epoch {epoch + 1}/{args.epochs}  loss {curves['train_loss'][-1]:.3f}  test accuracy "
-                f"{100 * curves['test_accuracy'][-1]:.1f} %  consensus distance {curves['consensus_distance'][-1]:.2g}"
+                f"epoch {epoch + 1}/{args.epochs}  loss {curves['train_loss'][-1]:.3f}  "
+                f"accuracy {100 * curves['test_accuracy'][-1]:.1f} %  consensus {curves['consensus_distance'][-1]:.1g}"
             )
             progress.update(bar, news=news)
             if rank == 0 and not console.is_terminal:  # no moving bar in a log: a line an epoch
-                print(f"{args.backend:<7} {news}", flush=True)
+                print(f"{args.backend:<6} {news}", flush=True)
 
     syncs = dssync_pg.get_syncs(model)
     return {
