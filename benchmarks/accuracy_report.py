@@ -53,13 +53,12 @@ class Row:
     """A line of the table. Differences are signed so that negative is worse than full all-reduce."""
 
     cell: Cell
+    title: str
     rate: float
     seeds: int
     score: float
-    own: float  # mean score of the single replicas, each by itself
     difference: Interval | None  # at its own best learning rate
     unchanged: Interval | None  # at the best learning rate of full all-reduce
-    failed: int  # runs that diverged
 
 
 Found = Sequence[dict[str, float] | None]
@@ -88,15 +87,19 @@ def rows_of(study: Study) -> list[Row]:
         rows.append(
             Row(
                 cell,
+                METHODS[cell.method].title,
                 cell.at(own, 0).lr,
                 len(runs),
                 float(np.mean(scores)),
-                float(np.mean([run[f"own_{cell.score}"] for run in runs if run])),
                 _difference(cell, runs, baseline) if cell.method != "full" else None,
                 _difference(cell, same, baseline) if cell.method in ("none", "v", "all") and all(same) else None,
-                sum(score >= 1e6 for score in scores),
             )
         )
+        if cell.method == "full" and cell.task == "digits":
+            saved = [{**run, cell.score: run[f"rank0_{cell.score}"]} for run in baseline if run]
+            mean = float(np.mean([run[cell.score] for run in saved]))
+            title = "full, with rank 0's BatchNorm statistics"  # what a checkpoint of DDP holds
+            rows.append(Row(cell, title, cell.at(own, 0).lr, len(saved), mean, _difference(cell, saved, baseline), None))
     return rows
 
 
@@ -104,7 +107,7 @@ def _cells_of(row: Row) -> list[str]:
     digits, cell = (2, row.cell) if row.cell.score == "accuracy" else (3, row.cell)
     unit = " %" if cell.score == "accuracy" else ""
     return [
-        METHODS[cell.method].title,
+        row.title,
         f"{row.rate:.3g}",
         f"{row.score:.{digits}f}{unit}",
         row.difference.text(digits) if row.difference else "",
@@ -181,7 +184,7 @@ def _plot_differences(rows: list[Row], path: Path) -> None:
             axis.axvline(-0.5, color="#b03030", lw=0.8, ls=":")
         axis.set_xlim(left, right)
         axis.set_ylim(-0.6, len(intervals) - 0.4)
-        axis.set_yticks(range(len(intervals)), [METHODS[row.cell.method].title for row, _ in reversed(intervals)], fontsize=7)
+        axis.set_yticks(range(len(intervals)), [row.title for row, _ in reversed(intervals)], fontsize=7)
         axis.set_title(_title(setting), fontsize=9)
         axis.set_xlabel(f"difference to full all-reduce, {UNITS[members[0].cell.score]} (right is better)", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)

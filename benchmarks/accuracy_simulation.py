@@ -82,10 +82,10 @@ class Averager:
             offset += part.shape[1]
         return slices
 
-    def stripes(self, vectors: list[list[Tensor]]) -> list[list[Tensor]]:
+    def stripes(self, vectors: list[list[Tensor]], min_stripe_bytes: int) -> list[list[Tensor]]:
         """All vectors cut alike, in as many stripes as the first one's size asks for: stripes[s] lists their parts of stripe s."""
         size = sum(part.shape[1] * part.element_size() for part in self.rows(vectors[0]))
-        count = _C.stripe_count(size, self.plan.period, MIN_STRIPE_BYTES)
+        count = _C.stripe_count(size, self.plan.period, min_stripe_bytes)
         return [[part for stripe in same for part in stripe] for same in zip(*(self.cut(v, count) for v in vectors), strict=True)]
 
 
@@ -126,6 +126,7 @@ class Workers:
 
     def __init__(self, method: Method, optimizer: str, lr: float, seed: int, recipe: Recipe) -> None:
         self.method, self.recipe, self.steps_done = method, recipe, 0
+        self.min_stripe_bytes = MIN_STRIPE_BYTES
         torch.manual_seed(seed)
         self.single = MODELS[recipe.task]()
         self.model = MODELS[recipe.task](recipe.workers)
@@ -166,7 +167,7 @@ class Workers:
             vectors = [self.parameters, [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]]
             if self.method.average_state == "all":
                 vectors += [self._state(name) for name in ("momentum_buffer", "exp_avg", "exp_avg_sq")]
-            self._stripes = self.averager.stripes([vector for vector in vectors if vector])
+            self._stripes = self.averager.stripes([vector for vector in vectors if vector], self.min_stripe_bytes)
             if self.method.average_state == "v":
                 self._moments = self.averager.cut(self._state("exp_avg_sq"), V_SLICES)
         for number, stripe in enumerate(self._stripes):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from harness import ROOT, THREADS, run_ranks
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -33,95 +37,121 @@ RATES = {"sgd": 0.1, "adamw": 0.004}
 # ---- the simulation is the real thing --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def double() -> Iterator[None]:
+@dataclass(frozen=True)
+class Case:
+    """A run to be done both ways."""
+
+    optimizer: str
+    method: str
+    min_stripe_bytes: int = 1 << 20
+
+    def __str__(self) -> str:
+        return f"{self.optimizer}-{self.method}-{self.min_stripe_bytes}"
+
+
+FULL = [Case("sgd", "full"), Case("adamw", "full")]
+AVERAGED = [
+    Case("sgd", "none"),
+    Case("sgd", "all"),
+    Case("adamw", "none"),
+    Case("adamw", "v"),
+    Case("adamw", "all"),
+    Case("adamw", "all", min_stripe_bytes=4096),
+    Case("adamw", "warmup"),
+]
+
+
+@contextlib.contextmanager
+def doubles() -> Iterator[None]:
     """Twice the digits, so that a slip of a round cannot hide in rounding."""
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
-def train_for_real(rank, world, kind, start, samples, targets, min_stripe_bytes):
-    """An ordinary DDP script. samples: [STEPS, world, batch, 8, 8]. Returns parameters, statistics and optimizer state, flat."""
-    torch.set_default_dtype(torch.float64)
-    dssync_pg.sync.MIN_STRIPE_BYTES = min_stripe_bytes
+def flat_rows(tensors: list[torch.Tensor], rows: int) -> torch.Tensor:
+    return torch.cat([tensor.detach().reshape(rows, -1) for tensor in tensors], 1)
+
+
+def everything(model, optimizer, rows: int) -> dict[str, torch.Tensor]:
+    """Parameters, BatchNorm statistics and optimizer state as [rows, n]."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": flat_rows(parameters, rows),
+        "statistics": flat_rows([buffer for buffer in model.buffers() if buffer.is_floating_point()], rows),
+        "state": flat_rows([v for p in parameters for key, v in optimizer.state[p].items() if key != "step"], rows),
+    }
+
+
+def train_for_real(rank, world, works):
+    """An ordinary DDP script for each of (case, initial parameters, samples [STEPS, world, batch, 8, 8], targets)."""
+    with doubles():
+        return [train_one(rank, world, *work) for work in works]
+
+
+def train_one(rank, world, case, start, samples, targets):
+    method = simulation.METHODS[case.method]
+    if method.parameters:
+        options = Options(average_state=method.average_state, warmup_steps=math.ceil(method.warmup * STEPS))
+        group = dist.new_group(backend="dssync", pg_options=options)
+    else:
+        group = dist.new_group(backend="gloo")
+    dssync_pg.sync.MIN_STRIPE_BYTES = case.min_stripe_bytes
     net = DigitsNet()
     net.load_state_dict(start)
-    model = DDP(net)
-    optimizer = simulation.make_optimizer(kind, model.parameters(), RATES[kind], Recipe("digits", world, STEPS, 16))
+    model = DDP(net, process_group=group)
+    recipe = Recipe("digits", world, STEPS, 16)
+    optimizer = simulation.make_optimizer(case.optimizer, model.parameters(), RATES[case.optimizer], recipe)
     for step in range(STEPS):
         optimizer.zero_grad()
         logits = model(samples[step, rank].unsqueeze(1))[0]
         F.cross_entropy(logits, targets[step, rank]).backward()
         optimizer.step()
-    for sync in dssync_pg.get_syncs(model):
-        sync.consensus_distance()  # a collective: whatever average is still due comes first
-    state = [value for p in net.parameters() for key, value in optimizer.state[p].items() if key != "step"]
-    return {
-        "parameters": torch.cat([p.detach().reshape(-1) for p in net.parameters()]),
-        "statistics": torch.cat([b.reshape(-1) for b in net.buffers() if b.is_floating_point()]),
-        "state": torch.cat([value.reshape(-1) for value in state]),
-        "syncs": len(dssync_pg.get_syncs(model)),
-    }
+    dist.barrier(group)  # whatever average is still due comes first
+    assert len(dssync_pg.get_syncs(model)) == method.parameters
+    return everything(net, optimizer, 1)
 
 
-def train_simulated(method, kind):
-    """The same, simulated; also the initial parameters and the batches."""
+def train_simulated(case):
+    """The same, simulated; also what the real run starts from and is fed."""
     recipe = Recipe("digits", WORLD, STEPS, 16)
     data = DATA["digits"](0, WORLD, "sorted")
-    workers = simulation.Workers(method, kind, RATES[kind], seed=5, recipe=recipe)
+    workers = simulation.Workers(simulation.METHODS[case.method], case.optimizer, RATES[case.optimizer], 5, recipe)
+    workers.min_stripe_bytes = case.min_stripe_bytes
     start = {name: value.clone() for name, value in workers.single.state_dict().items()}
     taken = []
     for _, (samples, targets) in zip(range(STEPS), simulation.batches(data, recipe, seed=0), strict=False):
         taken.append((samples.double(), targets))
         workers.step(*taken[-1])
-    rows = workers.averager.rows
-    state = [value for p in workers.parameters for key, value in workers.optimizer.state[p].items() if key != "step"]
-    found = {
-        "parameters": torch.cat(rows(workers.parameters), 1),
-        "statistics": torch.cat(rows([b for b in workers.model.buffers() if b.is_floating_point()]), 1),
-        "state": torch.cat(rows(state), 1),
-    }
-    return found, start, torch.stack([s for s, _ in taken]), torch.stack([t for _, t in taken])
+    found = everything(workers.model, workers.optimizer, WORLD)
+    return found, (case, start, torch.stack([s for s, _ in taken]), torch.stack([t for _, t in taken]))
 
 
-def assert_same(real, simulated, names=("parameters", "statistics", "state")) -> None:
-    for name in names:
-        found = torch.stack([of_rank[name] for of_rank in real])
-        torch.testing.assert_close(found, simulated[name], rtol=1e-6, atol=1e-8)
+@pytest.fixture(scope="module")
+def both_ways() -> dict[Case, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """(simulated, real) of every case, as [WORLD, n]."""
+    with doubles():
+        simulated, works = zip(*(train_simulated(case) for case in FULL + AVERAGED), strict=True)
+    by_rank = run_ranks(WORLD, train_for_real, works, timeout=150)
+    real = [{name: torch.cat([of[name] for of in found]) for name in found[0]} for found in zip(*by_rank, strict=True)]
+    return dict(zip(FULL + AVERAGED, zip(simulated, real, strict=True), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("kind", "method", "stripe_bytes"),
-    [
-        ("sgd", "none", 1 << 20),
-        ("sgd", "all", 1 << 20),
-        ("adamw", "none", 1 << 20),
-        ("adamw", "v", 1 << 20),
-        ("adamw", "all", 1 << 20),
-        ("adamw", "all", 4096),
-        ("adamw", "warmup", 1 << 20),
-    ],
-)
-@pytest.mark.usefixtures("double")
-def test_a_simulated_run_equals_one_over_the_backend(monkeypatch, kind, method, stripe_bytes):
-    monkeypatch.setattr(simulation, "MIN_STRIPE_BYTES", stripe_bytes)
-    chosen = simulation.METHODS[method]
-    simulated, start, samples, targets = train_simulated(chosen, kind)
+@pytest.mark.parametrize("case", AVERAGED, ids=str)
+def test_a_simulated_run_equals_one_over_the_backend(both_ways, case):
+    simulated, real = both_ways[case]
     assert (simulated["parameters"][0] - simulated["parameters"][1]).abs().max() > 1e-4  # unlike replicas: rounds matter
-    options = Options(average_state=chosen.average_state, warmup_steps=-(-STEPS * 5 // 100) if chosen.warmup else 0)
-    real = run_ranks(WORLD, train_for_real, kind, start, samples, targets, stripe_bytes, pg_options=options)
-    assert [found["syncs"] for found in real] == [1] * WORLD
-    assert_same(real, simulated)
+    torch.testing.assert_close(real, simulated, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-@pytest.mark.usefixtures("double")
-def test_the_baseline_equals_ddp_over_gloo(kind):
-    simulated, start, samples, targets = train_simulated(simulation.METHODS["full"], kind)
-    real = run_ranks(WORLD, train_for_real, kind, start, samples, targets, 1 << 20, backend="gloo")
-    assert_same(real, simulated, names=("parameters", "state"))
-    torch.testing.assert_close(real[0]["statistics"], simulated["statistics"][0], rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_the_baseline_equals_ddp_over_gloo(both_ways, case):
+    simulated, real = both_ways[case]
+    for name in ("parameters", "state"):
+        torch.testing.assert_close(real[name], simulated[name], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(real["statistics"][0], simulated["statistics"][0], rtol=1e-6, atol=1e-8)
 
 
 # ---- search and statistics -------------------------------------------------------------------------------------------------
