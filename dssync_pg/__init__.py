@@ -13,13 +13,11 @@ global_average the exact mean of the parameters for the length of a context
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._backend import exact
-    from .attach import attach, get_syncs, global_average
+    from .training import attach, get_syncs, global_average
     from .options import Options
     from .plan import Plan
     from .sync import Sync
@@ -32,10 +30,10 @@ _HOME = {
     "Options": "options",
     "Plan": "plan",
     "exact": "_backend",
-    "attach": "attach",
-    "get_syncs": "attach",
+    "attach": "training",
+    "get_syncs": "training",
     "Sync": "sync",
-    "global_average": "attach",
+    "global_average": "training",
 }
 
 
@@ -54,14 +52,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """`dssync_pg.attach` is the function: importing the module of that name must not put the module in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name != "attach" or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -204,8 +205,7 @@ def _close(group: Group) -> None:
 
 
 def _training() -> Any:
-    # Not `from . import attach`: of that name the package shows the function.
-    return import_module(".attach", __package__)
+    return import_module(".training", __package__)  # late: it imports DDP, which a script may never use
 
 
 def _options_from(pg_options: Any) -> Options | Exception:
@@ -236,6 +236,7 @@ class _LastResort(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         if not logging.getLogger().handlers:
+            self.stream = sys.stderr  # as it is now: programs and tests replace it
             super().emit(record)
 
 

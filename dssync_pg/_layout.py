@@ -31,9 +31,19 @@ def flat_view(tensor: Tensor) -> Tensor:
         raise ValueError(f"dtype {tensor.dtype} has no average; supported: {', '.join(str(d) for d in AVERAGED_DTYPES)}")
     if real.is_contiguous():
         return real.view(-1)
-    if not torch._prims_common.is_non_overlapping_and_dense(real):
+    if not _is_dense(real):
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not dense in memory")
     return real.as_strided((real.numel(),), (1,), real.storage_offset())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """True if the elements fill one block of memory, in whatever order of dimensions (channels_last, say)."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def describe(tensor: Tensor) -> str:

@@ -126,6 +126,8 @@ class Sync:
         self._closed = False
         self._suppressed = False
         self._only_suppressed_backward = False
+        self._unstepped = False  # a backward pass since the last step was not followed by one
+        self._accumulated_steps = 0
         self._launches: dict[str, int] = {}
         self._exact_steps = 0
         self._seconds = 0.0
@@ -230,23 +232,18 @@ class Sync:
 
     def detach(self) -> None:
         """Back to plain data parallelism: parameters become the exact mean, gradients are all-reduced again. Collective."""
-        from . import attach
+        from . import training
 
         if not self._closed:
             launch_due([self], "detach")
             self._exact_in_place("detach")
-            attach.release(self)
+            training.release(self)
 
-    # ---- phases: called by attach.py and by launch() ------------------------------------------------------------------
+    # ---- phases: called by training.py and by launch() ------------------------------------------------------------------
 
     def backward_ran(self, task: int) -> None:
         """A backward pass that is to be followed by an average went through this sync's parameters."""
         if self.phase is Phase.DUE and (task == -1 or task != self._task):
-            self._warn(
-                "accumulation",
-                "two backward passes came before one optimizer step, and each starts an average. Wrap all but the last in "
-                "no_sync() to accumulate gradients, or ignore this if the step was skipped.",
-            )
             launch([(self, "next backward")])
         self.phase, self._task = Phase.DUE, task
         self._only_suppressed_backward = False
@@ -261,6 +258,7 @@ class Sync:
                 "dssync: optimizer.step() inside global_average(): the step would be lost when the local weights return"
             )
         self._replicas_equal = False
+        self._warn_of_accumulation()
         order = self.family.stepped
         for other in order:
             if other is not self:
@@ -284,6 +282,17 @@ class Sync:
         self.phase = Phase.DUE
         launch([(sync, SIBLING_STEP) for sync in skipped] + [(self, OWN_STEP)], unknown)
 
+    def _warn_of_accumulation(self) -> None:
+        """Two steps in a row that had several backward passes each: not a scaler's skips but accumulation outside no_sync()."""
+        self._accumulated_steps = self._accumulated_steps + 1 if self._unstepped else 0
+        self._unstepped = False
+        if self._accumulated_steps == 2:
+            self._warn(
+                "accumulation",
+                "several backward passes come before each optimizer step, and each starts an average. Wrap all but the last in "
+                "no_sync().",
+            )
+
     def _due_without_backward(self) -> bool:
         """A step whose gradients were made without a backward that the hooks saw: averaged for plain modules only."""
         return self.family.plain and not self._only_suppressed_backward
@@ -293,7 +302,7 @@ class Sync:
             self._only_suppressed_backward = True
 
     def close(self) -> None:
-        """Takes the averager down; every later use is an error. attach.release() takes the hooks off."""
+        """Takes the averager down; every later use is an error. training.release() takes the hooks off."""
         self._closed = True
         self.phase = Phase.IDLE
         self._averager.shutdown()
@@ -309,6 +318,7 @@ class Sync:
         self._replicas_equal = exact
         self.phase = Phase.IDLE if reason in STEP_IS_PAST else Phase.LAUNCHED
         self._launched_by = reason
+        self._unstepped |= reason in ("next forward", "next backward")
         self._launches[reason] = self._launches.get(reason, 0) + 1
         for placeholder in layout.placeholders:
             placeholder.zero_()

@@ -3,9 +3,11 @@
 import contextlib
 from importlib import import_module
 
-for _name in ("numpy", "torch", "torch.distributed", "torch.nn.parallel", "torch.optim", "pytest", "hypothesis", "harness"):
+# torch._dynamo: DDP imports it in its constructor, for seconds.
+_LIBRARIES = ("numpy", "torch", "torch.distributed", "torch.nn.parallel", "torch.optim", "torch._dynamo", "pytest", "hypothesis")
+for _name in (*_LIBRARIES, "harness"):
     import_module(_name)
-for _name in ("dssync_pg._C", "dssync_pg._backend", "dssync_pg.attach", "dssync_pg.sync"):
+for _name in ("dssync_pg._C", "dssync_pg._backend", "dssync_pg.training", "dssync_pg.sync"):
     with contextlib.suppress(ImportError):  # a test of the broken package says so better than a server that does not start
         import_module(_name)
 import_module("torch").set_num_threads(1)

@@ -551,7 +551,9 @@ def refused(rank, world, case):
 
         model.register_comm_hook(None, allreduce_hook)
     if case == "zero":
-        optimizer = torch.distributed.optim.ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
     elif case == "lbfgs":
         optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
     elif case == "lookahead":

@@ -95,7 +95,7 @@ def attach(model: nn.Module, optimizer: Optimizer, params: Iterable[Tensor] | No
     if isinstance(module, DDP):
         if group is not None and group is not module.process_group:
             raise ValueError("dssync: group= differs from the DDP module's own process group; leave it out")
-        pg = module.process_group
+        pg: dist.ProcessGroup | None = module.process_group
     else:
         pg = group if group is not None else dist.group.WORLD
         if pg is None:
@@ -293,9 +293,7 @@ def _install(module: nn.Module, binding: _Binding, made: Sequence[Sync]) -> None
 def _announce(sync: Sync, where: str) -> None:
     plan, options = sync._plan, sync._group.options
     layout = sync._layout()
-    state = {"none": "optimizer state stays local", "v": "with second moments", "all": "with optimizer state"}[
-        options.average_state
-    ]
+    state = {"none": "optimizer state stays local", "v": "with second moments", "all": "with optimizer state"}
     logger.info(
         "dssync: %s attached to %s and %s: gradients stay local; %.2f MiB are averaged after each step, %s, plan %s of %d rounds "
         "in groups of up to %d (world size %d)%s. auto_attach=False keeps it exact.",
@@ -379,28 +377,31 @@ def _keeps_copies(optimizer: Optimizer) -> bool:
 
 
 def _optimizers_of(ddp: DDP) -> list[Optimizer]:
-    """Every optimizer alive that holds a parameter of `ddp`, and wrappers known by name around them.
+    """Every optimizer alive that holds a parameter of `ddp`, in an order that is the same on every rank.
+
+    Raises Refused if one of them is wrapped in something that keeps copies of the parameters.
 
     HACK: torch keeps no list of optimizers and has no hook for their creation, so the garbage collector's list is searched, once a
-    module (about 0.1 s for 300,000 objects). type() and not isinstance(): the latter would touch lazy proxies.
+    module (about 0.1 s for 300,000 objects). type() and not isinstance(): the latter would wake lazy proxies.
     """
     mine = {id(param) for param in ddp.parameters()}
-    found = []
+    kinds: dict[type, str] = {}
+    found, wrappers = [], []
     for candidate in gc.get_objects():
         cls = type(candidate)
-        if not issubclass(cls, Optimizer) or "param_groups" not in candidate.__dict__:
-            continue
-        if any(id(param) in mine for entry in candidate.param_groups for param in entry["params"]):
+        kind = kinds.get(cls)
+        if kind is None:
+            kind = "optimizer" if issubclass(cls, Optimizer) else "wrapper" if _named_copy_keeper(cls.__name__) else "other"
+            kinds[cls] = kind
+        if kind == "wrapper" and hasattr(candidate, "__dict__"):
+            wrappers.append(candidate)
+        elif kind == "optimizer" and any(
+            id(param) in mine for entry in candidate.__dict__.get("param_groups", ()) for param in entry["params"]
+        ):
             found.append(candidate)
-    for optimizer in list(found):
-        for referrer in gc.get_referrers(optimizer):
-            for owner in gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]:
-                name = type(owner).__name__
-                if (
-                    any(part in name.lower().replace("_", "") for part in _COPY_KEEPERS)
-                    and getattr(owner, "__dict__", None) is referrer
-                ):
-                    raise Refused(f"{name} keeps copies of the parameters, which would not be averaged")
+    for wrapper in wrappers:
+        if any(value is optimizer for value in vars(wrapper).values() for optimizer in found):
+            raise Refused(f"{type(wrapper).__name__} keeps copies of the parameters, which would not be averaged")
     return sorted(found, key=lambda optimizer: _position(ddp, optimizer))
 
 
@@ -450,7 +451,8 @@ def _after_step(sync: Sync) -> None:
 
 @functools.cache
 def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return sys.modules["torch._dynamo"].disable(function)
+    disabled: Callable[..., Any] = sys.modules["torch._dynamo"].disable(function)
+    return disabled
 
 
 def _outside_compile(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -478,9 +480,13 @@ def _gradient_hook(state: _HookState, bucket: dist.GradBucket) -> torch.futures.
     return done
 
 
+# DDP checks a hook's annotations and does not resolve those that are text.
+_gradient_hook.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
+
+
 def _all_reduced(gradients: Sequence[Tensor], bucket: dist.GradBucket, ddp: DDP | None) -> torch.futures.Future[Tensor]:
     """The mean of `gradients` over all ranks, in place, as DDP's own reduction computes it (divide, then SUM)."""
-    pg = ddp.process_group if ddp is not None else dist.group.WORLD
+    pg = ddp.process_group if ddp is not None else dist.distributed_c10d._get_default_group()
     flat = torch.cat([grad.reshape(-1) for grad in gradients]).div_(pg.size())
 
     def spread(future: torch.futures.Future[list[Tensor]]) -> Tensor:
@@ -488,7 +494,8 @@ def _all_reduced(gradients: Sequence[Tensor], bucket: dist.GradBucket, ddp: DDP 
             grad.copy_(reduced.view_as(grad))
         return bucket.buffer()
 
-    return dist.all_reduce(flat, group=pg, async_op=True).get_future().then(spread)
+    reduced: torch.futures.Future[Tensor] = dist.all_reduce(flat, group=pg, async_op=True).get_future().then(spread)
+    return reduced
 
 
 def _watch_backward(sync: Sync) -> list[Any]:
