@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -173,7 +173,7 @@ def _case_main(case_class: type[unittest.TestCase], test: str, log: Path, writer
 def _verdict(outcome: unittest.TestResult, log: Path) -> Result:
     failures = [text for _, text in outcome.failures + outcome.errors] + ["unexpected success"] * len(outcome.unexpectedSuccesses)
     if failures:
-        return {"status": "failed", "reason": next(_error_lines(failures[0]), failures[0].splitlines()[-1])[:300]}
+        return {"status": "failed", "reason": _first_error(failures[0])[:300]}
     if outcome.skipped:
         reason = outcome.skipped[0][1]
         if "look at subprocess log" in reason:
@@ -183,11 +183,11 @@ def _verdict(outcome: unittest.TestResult, log: Path) -> Result:
     return {"status": "passed", "reason": ""}
 
 
-def _error_lines(text: str) -> Iterator[str]:
-    """The lines of a traceback that name an error; of torch's own, which quotes those of the ranks, only the quoted."""
-    for line in text.splitlines():
-        if re.match(r"[A-Za-z_.]+(Error|Exception|Warning)\b", line) and not re.match(r"RuntimeError: Process \d+ exited", line):
-            yield line
+def _first_error(text: str) -> str:
+    """The line of a traceback that names the error; of torch's own traceback, which quotes those of the ranks, the first quoted."""
+    crash = re.search(r"^Expected exit code .*", text, re.MULTILINE)
+    error = re.search(r"^(?!RuntimeError: Process \d+ exited)[A-Za-z_.]+(Error|Exception|Warning)\b.*", text, re.MULTILINE)
+    return crash[0] if crash else error[0] if error else text.splitlines()[-1]
 
 
 def _end_with_parent() -> None:
