@@ -231,12 +231,16 @@ class Sync:
         self._replicas_equal = False
 
     def detach(self) -> None:
-        """Back to plain data parallelism: parameters become the exact mean, gradients are all-reduced again. Collective."""
+        """Back to plain data parallelism: parameters and optimizer state become the exact mean, gradients are all-reduced again.
+
+        Collective. The state of an optimizer that torch does not ship stays this rank's own, with a warning.
+        """
         from . import training
 
         if not self._closed:
             launch_due([self], "detach")
             self._exact_in_place("detach")
+            self._exact_state("detach")
             training.release(self)
 
     # ---- phases: called by training.py and by launch() ------------------------------------------------------------------
@@ -341,6 +345,20 @@ class Sync:
         if views:
             self._exact(views, what)
         self._replicas_equal = True
+
+    def _exact_state(self, what: str) -> None:
+        """The exact mean of the optimizer's state: replicas with equal gradients but momenta of their own would drift apart."""
+        if not is_known(self.optimizer):
+            self._warn("detach", f"the state of {type(self.optimizer).__name__} is not averaged by detach(); make a new optimizer")
+            return
+        tensors = []
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                if self.owns(param):
+                    state = state_tensors(self.optimizer, group, param, "all")
+                    tensors += [zeros_for(spec, param) if tensor is None else tensor for spec, tensor in state]
+        if tensors:
+            self._exact(Vector(tensors, 1).stripes[0], what)
 
     def _model_views(self) -> list[Tensor]:
         vector = Vector([item.tensor for item in [*self._parameters(), *self._buffers]], 1)

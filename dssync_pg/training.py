@@ -2,8 +2,9 @@
 
 A DDP module is attached at its first forward: a communication hook leaves its gradients local, the optimizer's post-step hook
 launches the average. While an averaging group exists, three methods of DistributedDataParallel are wrapped (`_pre_forward`,
-`join_hook`, `_sync_final_model`); modules pay nothing, torch.compile sees no hook, and the originals are back once the last such
-group is destroyed. What would be wrong or approximate behind the user's back stays exact, with one WARNING that names why.
+`join_hook`, `_sync_final_model`); modules pay nothing, torch.compile breaks its graph there and goes on, and the originals are back
+once the last such group is destroyed. What would be wrong or approximate behind the user's back stays exact, with one WARNING that
+names why.
 """
 
 from __future__ import annotations
@@ -95,13 +96,13 @@ def attach(model: nn.Module, optimizer: Optimizer, params: Iterable[Tensor] | No
     if isinstance(module, DDP):
         if group is not None and group is not module.process_group:
             raise ValueError("dssync: group= differs from the DDP module's own process group; leave it out")
-        pg: dist.ProcessGroup | None = module.process_group
+        pg = module.process_group
     else:
-        pg = group if group is not None else dist.group.WORLD
-        if pg is None:
+        if group is None and not dist.is_initialized():
             raise ValueError(
                 'dssync: attach() needs a process group: call torch.distributed.init_process_group(backend="dssync") first'
             )
+        pg = group if group is not None else dist.distributed_c10d._get_default_group()
     info = _group_of(pg, module)
     if info is None:
         raise ValueError(
@@ -432,12 +433,13 @@ class _StepHook:
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.sync is not None:
-            _outside_compile(_after_step)(self.sync)
+            _after_step(self.sync)
 
     def __reduce__(self) -> tuple[type[_StepHook], tuple[()]]:
         return (_StepHook, ())
 
 
+@torch._disable_dynamo
 def _after_step(sync: Sync) -> None:
     first = sync.step == 0
     sync.after_step()
@@ -447,17 +449,6 @@ def _after_step(sync: Sync) -> None:
             type(sync.optimizer).__name__,
         )
         sync.detach()
-
-
-@functools.cache
-def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
-    disabled: Callable[..., Any] = sys.modules["torch._dynamo"].disable(function)
-    return disabled
-
-
-def _outside_compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, kept out of torch.compile's graphs where the compiler is loaded at all (importing it takes seconds)."""
-    return function if "torch._dynamo" not in sys.modules else _disabled(function)
 
 
 def _gradient_hook(state: _HookState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -534,10 +525,11 @@ class _ModuleHook:
         return (functools.partial, (self.inert,))
 
 
+@torch._disable_dynamo
 def _before_plain_forward(module: nn.Module, args: Any) -> None:
     binding = _bindings.get(module)
     if binding is not None:
-        _outside_compile(_sync.launch_due)(tuple(binding.syncs), "next forward")
+        _sync.launch_due(binding.syncs, "next forward")
 
 
 _warns_on_state_dict: weakref.WeakKeyDictionary[nn.Module, _Binding] = weakref.WeakKeyDictionary()
@@ -606,6 +598,7 @@ def _warn_of_barriers(ddp: DDP, where: str) -> None:
         logger.warning("dssync: %s: SyncBatchNorm all-reduces over all ranks in every forward and backward", where)
 
 
+@torch._disable_dynamo
 def _before_ddp_forward(ddp: DDP) -> None:
     binding = _bindings.get(ddp)
     if binding is not None and binding.decided:
@@ -616,8 +609,7 @@ def _before_ddp_forward(ddp: DDP) -> None:
 
 def _wrap_pre_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def _pre_forward(self: DDP, *inputs: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            _before_ddp_forward(self)
+        _before_ddp_forward(self)
         return original(self, *inputs, **kwargs)
 
     return _pre_forward
