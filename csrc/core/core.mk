@@ -13,7 +13,9 @@ CORE_LIBRARY = $(CORE_BUILD)/libdssync_core.a
 CORE_OBJECTS = $(CORE_SOURCES:csrc/core/%.c=$(CORE_BUILD)/%.o)
 CORE_PROGRAMS = $(CORE_TESTS:tests/c/%.c=$(CORE_BUILD)/%)
 
-.PHONY: core core-test core-clean sanitize sanitize-address sanitize-thread
+CLANG_TIDY ?= clang-tidy
+
+.PHONY: core core-test core-tidy core-clean sanitize sanitize-address sanitize-thread
 
 core: $(CORE_LIBRARY)
 
@@ -25,7 +27,9 @@ $(CORE_LIBRARY): $(CORE_OBJECTS)
 	$(AR) rcs $@ $^
 
 $(CORE_PROGRAMS): $(CORE_BUILD)/%: tests/c/%.c $(CORE_LIBRARY) $(CORE_HEADERS)
-	$(CC) $(CORE_FLAGS) -Itests/c $< $(CORE_LIBRARY) -o $@ -lm -pthread
+	$(CC) $(CORE_FLAGS) -Itests/c $< $(CORE_LIBRARY) -o $@ $(CORE_LINK) -lm -pthread
+
+$(CORE_BUILD)/memory_test: CORE_LINK = -Wl,--wrap=malloc,--wrap=calloc
 
 $(CORE_BUILD):
 	mkdir -p $@
@@ -47,6 +51,10 @@ sanitize-address:
 
 sanitize-thread:
 	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-thread CORE_CFLAGS="-O2 -g -fsanitize=thread"
+
+# Not part of any test: clang-tidy need not be installed.
+core-tidy:
+	$(CLANG_TIDY) --quiet $(CORE_SOURCES) $(CORE_TESTS) -- -std=c11 -Icsrc/include -Icsrc/core -Itests/c
 
 core-clean:
 	rm -rf build/core build/core-address build/core-thread

@@ -37,12 +37,17 @@ static void draw_round(dss_random_t *random, uint32_t world_size, uint32_t group
         group_of[order[i]] = (uint32_t)((uint64_t)i * group_count / world_size);
 }
 
-static dss_status_t fail_disconnected(const dss_plan_params_t *params, uint32_t group_size, uint32_t period, uint32_t attempt_count,
-                                      dss_error_t *error_p) {
-    return dss_fail(error_p, DSS_ERR_DISCONNECTED,
-                    "%u ranks in random groups of about %u stay apart in a period of %u (max_period is %u; %u draws of seed %llu "
-                    "tried); raise max_period or group_size",
-                    params->world_size, group_size, period, params->max_period, attempt_count, (unsigned long long)params->seed);
+static dss_status_t fail_disconnected(const dss_plan_params_t *params, uint32_t group_size, uint32_t period, dss_error_t *error_p) {
+    if (period == 1)
+        return dss_fail(error_p, DSS_ERR_DISCONNECTED,
+                        "max_period is 1: one round in groups of about %u cannot connect %u ranks; use max_period=2 or more, or "
+                        "group_size=%u",
+                        group_size, params->world_size, params->world_size);
+    return dss_fail(
+        error_p, DSS_ERR_DISCONNECTED,
+        "%u ranks in random groups of about %u stay apart in %u rounds (max_period is %u; %u draws of seed %llu tried); "
+        "raise max_period or group_size",
+        params->world_size, group_size, period, params->max_period, MAX_ATTEMPTS, (unsigned long long)params->seed);
 }
 
 static dss_status_t draw_plan(const dss_plan_params_t *params, uint32_t group_count, uint32_t period, uint32_t attempt,
@@ -70,11 +75,11 @@ dss_status_t dss_plan_create_random(const dss_plan_params_t *params, dss_plan_t 
     const uint32_t group_count = choose_group_count(params->world_size, group_size);
     const uint32_t period = choose_period(params, group_size, group_count);
     if (period == 1 && group_count > 1)
-        return fail_disconnected(params, group_size, period, 0, error_p);
+        return fail_disconnected(params, group_size, period, error_p);
     for (uint32_t attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
         const dss_status_t status = draw_plan(params, group_count, period, attempt, plan_p, error_p);
         if (status != DSS_ERR_DISCONNECTED)
             return status;
     }
-    return fail_disconnected(params, group_size, period, MAX_ATTEMPTS, error_p);
+    return fail_disconnected(params, group_size, period, error_p);
 }
