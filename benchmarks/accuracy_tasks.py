@@ -129,28 +129,34 @@ class Linear(nn.Module):
         return torch.baddbmm(self.bias.view(self.shape[0], 1, -1), x, self.weight.view(self.shape).transpose(1, 2))
 
 
-class CharsNet(nn.Module):
-    """A character model with one GRU layer: [workers, B, CONTEXT] -> logits [workers, B * CONTEXT, vocabulary]."""
+class CausalConvolution(nn.Module):
+    """Each position sees itself and the three before it, `dilation` apart: [workers, B, CONTEXT, n] -> the same with `outputs`."""
 
-    def __init__(self, workers: int = 1, width: int = 64, embedding: int = 32) -> None:
+    def __init__(self, workers: int, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.dilation, self.mix = dilation, Linear(workers, 4 * inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, 3 * self.dilation, 0))
+        seen = [padded[:, :, i * self.dilation : i * self.dilation + CONTEXT] for i in range(4)]
+        y = self.mix(torch.cat(seen, -1).flatten(1, 2))
+        return F.layer_norm(F.relu(y), y.shape[-1:]).view(*x.shape[:3], -1)
+
+
+class CharsNet(nn.Module):
+    """A causal convolutional model that sees 16 characters: [workers, B, CONTEXT] -> logits [workers, B * CONTEXT, vocabulary]."""
+
+    def __init__(self, workers: int = 1, width: int = 64, embedding: int = 16) -> None:
         super().__init__()
         self.workers, self.vocabulary = workers, len(vocabulary())
         self.embedding = nn.Embedding(workers * self.vocabulary, embedding)
-        self.inputs, self.recurrent = Linear(workers, embedding, 3 * width), Linear(workers, width, 3 * width)
+        self.near = CausalConvolution(workers, embedding, width, dilation=1)
+        self.far = CausalConvolution(workers, width, width, dilation=4)
         self.head = Linear(workers, width, self.vocabulary)
 
     def forward(self, characters: Tensor) -> Tensor:
-        workers, batch, _ = characters.shape
-        offsets = torch.arange(workers).view(-1, 1, 1) * self.vocabulary
-        x = self.inputs(self.embedding(characters + offsets).flatten(1, 2)).view(workers, batch, CONTEXT, -1)
-        hidden, states = x.new_zeros(workers, batch, x.shape[-1] // 3), []
-        for now in x.unbind(2):
-            past = self.recurrent(hidden)
-            reset, update = (now + past)[..., : 2 * hidden.shape[-1]].sigmoid().chunk(2, -1)
-            new = torch.addcmul(now.chunk(3, -1)[2], reset, past.chunk(3, -1)[2]).tanh()
-            hidden = torch.lerp(new, hidden, update)
-            states.append(hidden)
-        return self.head(torch.stack(states, 2).flatten(1, 2))
+        offsets = torch.arange(self.workers).view(-1, 1, 1) * self.vocabulary
+        return self.head(self.far(self.near(self.embedding(characters + offsets))).flatten(1, 2))
 
     @staticmethod
     def stack(samples: Tensor) -> Tensor:
