@@ -71,11 +71,30 @@ shim = CppExtension(
     "dssync_pg._C",
     SHIM_SOURCES,
     include_dirs=[str(Path("csrc/include").resolve())],
-    depends=CORE_SOURCES + HEADERS,
+    depends=CORE_SOURCES + SHIM_SOURCES + HEADERS,
     # torch's own headers as system headers: their warnings are not ours.
-    extra_compile_args=["-O2", "-fvisibility=hidden", *WARNINGS, *(f"-isystem{path}" for path in include_paths())],
+    extra_compile_args=[
+        "-O2",
+        "-g0",  # Python's own flags ask for debug information: 15 MB of it
+        "-fvisibility=hidden",
+        *WARNINGS,
+        "-Wno-subobject-linkage",  # wrong for sources that are included, see in_two()
+        *(f"-isystem{path}" for path in include_paths()),
+    ],
     extra_link_args=["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else [],
 )
+
+
+def in_two(sources):
+    """Two sources that include all others: torch's headers, 20 s of compiling each time, are read twice and not for every file."""
+    folder = Path("build", "shim")
+    folder.mkdir(parents=True, exist_ok=True)
+    for half in range(2):
+        target = folder / f"half{half}.cpp"
+        text = "".join(f'#include "{Path(source).resolve()}"\n' for source in sources[half::2])
+        if not target.exists() or target.read_text() != text:
+            target.write_text(text)
+        yield str(target)
 
 
 class build_ext(BuildExtension):
@@ -88,6 +107,7 @@ class build_ext(BuildExtension):
 
     def run(self):
         self.run_command("build_clib")
+        shim.sources = list(in_two(SHIM_SOURCES))
         super().run()
 
 
