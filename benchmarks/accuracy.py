@@ -88,11 +88,14 @@ class Results:
         self.path, self.recipes = path, recipes
         self.known: dict[Run, dict[str, float]] = {}
         self.marks = {task: _mark(recipe) for task, recipe in recipes.items()}
-        for line in path.read_text().splitlines() if path.exists() else []:
+        text = path.read_text() if path.exists() else ""
+        if text and not text.endswith("\n"):  # ended in mid-write: the next line must not continue this one
+            path.write_text(text + "\n")
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
-                continue  # cut short when the last session was ended
+                continue  # cut short in the same way
             run = Run(**{field.name: entry[field.name] for field in dataclasses.fields(Run)})
             if entry["recipe"] == self.marks.get(run.task):
                 self.known[run] = entry["result"]
