@@ -34,7 +34,6 @@ struct Launch {
 
 // A call on an inner group that the averager's thread waits for.
 struct InnerCall {
-    c10::intrusive_ptr<c10d::Work> work;
     bool done = false; // both guarded by the watch's mutex
     std::exception_ptr error;
 };
@@ -199,6 +198,7 @@ class AveragerThread : public std::enable_shared_from_this<AveragerThread> {
     StagingPool pool_;
     std::deque<Flight> flights_;
     std::optional<Launch> current_;
+    std::atomic<size_t> callsInFlight_{0}; // on inner groups
     std::string phase_; // of current_, for errors: "header of the group [0, 1] of round 2"
     std::vector<uint32_t> members_; // who takes part in it
 };
@@ -283,7 +283,7 @@ void AveragerThread::end(const std::exception_ptr &error) {
         watch_.reportLeaving();
     }
     // Before the works complete: their callbacks may take long, and peers blocked in a transfer wake when connections close.
-    destroyBackends(groups_.takeAll(), /*busy=*/!flights_.empty() || error != nullptr);
+    destroyBackends(groups_.takeAll(), /*busy=*/callsInFlight_ > 0);
     flights_.clear();
     if (current_) {
         current_->work->complete(error ? error : shutDownError(current_->what));
@@ -422,8 +422,10 @@ void AveragerThread::finish(GroupRun &run) const {
 
 std::shared_ptr<InnerCall> AveragerThread::follow(c10::intrusive_ptr<c10d::Work> work) {
     auto call = std::make_shared<InnerCall>();
-    work->getFuture()->addCallback([self = shared_from_this(), call](c10::ivalue::Future &future) {
+    ++callsInFlight_;
+    work->getFuture()->addCallback([self = shared_from_this(), call, work](c10::ivalue::Future &future) {
         std::lock_guard<std::mutex> lock(self->watch_.mutex());
+        --self->callsInFlight_;
         call->done = true;
         call->error = future.exception_ptr();
         self->watch_.notify();
@@ -465,7 +467,7 @@ std::exception_ptr AveragerThread::describe(const std::exception_ptr &error) {
     } catch (...) {
         const auto text = exceptionText(error);
         const auto missing = whoIsMissing(text);
-        out << text << (missing.empty() ? "" : ": ") << missing << ". " << adviceFor(text);
+        out << asSentence(text + (missing.empty() ? "" : ": ") + missing) << adviceFor(text);
     }
     return std::make_exception_ptr(C10_BUILD_ERROR(DistBackendError, out.str()));
 }

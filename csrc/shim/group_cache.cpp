@@ -14,6 +14,8 @@ namespace dssync {
 namespace {
 constexpr std::chrono::milliseconds kFirstPause{1};
 constexpr std::chrono::milliseconds kLongestPause{50};
+// Connecting cannot be interrupted, and all members have come by then. Later calls bring time-outs of their own.
+constexpr std::chrono::milliseconds kLongestConnect{60000};
 constexpr std::chrono::seconds kRollCallPeriod{1}; // naming who is absent costs a round trip a member
 } // namespace
 
@@ -62,14 +64,13 @@ BackendPtr GroupCache::form(const Group &group, uint64_t generation, std::chrono
     const auto prefix = c10::str("group/", group.round, "/", group.members.front(), "/", generation, "/");
     meet(group, prefix, patience, step, what);
     const auto mine = std::find(group.members.begin(), group.members.end(), rank_) - group.members.begin();
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(patience.deadline - Clock::now());
     c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>(prefix + "inner", store_);
     if (!pythonAlive()) {
         throw Watch::Stopped{};
     }
     try {
         return makeGroup_->call<BackendPtr>(store, static_cast<int>(mine), static_cast<int>(group.members.size()),
-                                            std::max(left, kLongestPause));
+                                            std::min(timeout, kLongestConnect));
     } catch (const py::error_already_set &e) {
         py::gil_scoped_acquire gil; // for its text and its end
         throw std::runtime_error(e.what());
@@ -108,6 +109,8 @@ void GroupCache::meet(const Group &group, const std::string &prefix, const Patie
                                      missing.empty() ? c10::str("ranks ", describeRanks(absent), " did not come") : missing));
         }
     }
+    // A member that saw a failure while it waited is gone though it was ready; it saw it before, so it can be seen now.
+    watch_.throwIfOthersFailed();
 }
 
 std::vector<BackendPtr> GroupCache::takeForgotten() {

@@ -185,7 +185,7 @@ void ProcessGroupDssync::setGroupUid(const std::string &uid) {
 }
 
 void ProcessGroupDssync::setSequenceNumberForGroup() {
-    inner()->setSequenceNumberForGroup();
+    // Nothing to agree on: calls are counted from 0 on every rank.
 }
 
 uint64_t ProcessGroupDssync::getSequenceNumberForGroup() {

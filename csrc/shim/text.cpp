@@ -67,14 +67,18 @@ bool isTimeout(const std::string &text) {
     return saysOneOf(text, {"timed out", "timeout"});
 }
 
+std::string asSentence(const std::string &text) {
+    return text.empty() || text.back() == '.' ? text : text + '.';
+}
+
 std::string adviceFor(const std::string &text) {
     if (isTimeout(text)) {
-        return "Look for a rank that stopped, failed or took another branch; `timeout=` of the process group sets how long to wait.";
+        return " Look for a rank that stopped, failed or took another branch; `timeout=` of the process group sets how long to wait.";
     }
     if (saysOneOf(text, {"closed by peer", "connection reset", "connection refused", "broken pipe"})) {
-        return "A peer ended or lost its connection: the first error in its log says why.";
+        return " A peer ended or lost its connection: the first error in its log says why.";
     }
-    return "The first error of any rank says more.";
+    return "";
 }
 
 namespace {

@@ -24,7 +24,8 @@ std::string exceptionText(const std::exception_ptr &error);
 
 bool isTimeout(const std::string &text);
 
-// What to do about a failure of the given text.
+std::string asSentence(const std::string &text); // ends in one full stop
+// What to do about a failure of the given text, with a space before it; "" where only the text itself can tell.
 std::string adviceFor(const std::string &text);
 
 // The same exception with `text` in place of its own, of the type that users of the inner backend catch.

@@ -35,7 +35,7 @@ WorkDssync::WorkDssync(const Operation &operation, std::shared_ptr<const GroupLa
                        std::vector<Tensors> outputs, const Tensors &inputs, std::shared_ptr<const SideStreams> streams,
                        std::shared_ptr<std::atomic<int64_t>> pendingCount)
     : Work(group->rank, operation.type, operation.title, inputs), operation_(operation), group_(std::move(group)),
-      sequence_(sequence), outputs_(std::move(outputs)), tensors_(describeTensors(inputs)), streams_(std::move(streams)),
+      sequence_(sequence), outputs_(std::move(outputs)), inputs_(inputs), streams_(std::move(streams)),
       future_(makeFuture(outputs_, streams_.get())), pending_(std::move(pendingCount)) {
 }
 
@@ -111,8 +111,8 @@ void WorkDssync::complete(const std::exception_ptr &error) {
 std::string WorkDssync::describe() const {
     std::ostringstream out;
     out << "on rank " << group_->rank << " of " << group_->size << " (" << group_->label << ")";
-    if (!tensors_.empty()) {
-        out << ", " << tensors_;
+    if (const auto tensors = describeTensors(inputs_); !tensors.empty()) {
+        out << ", " << tensors;
     }
     return out.str();
 }
@@ -120,11 +120,8 @@ std::string WorkDssync::describe() const {
 std::exception_ptr WorkDssync::translate(const std::exception_ptr &error, const char *phase) const {
     const auto text = exceptionText(error);
     std::ostringstream out;
-    out << "dssync: " << operation_.name << " #" << sequence_ << " failed " << describe() << ", phase " << phase << ": " << text;
-    if (!text.empty() && text.back() != '.') {
-        out << '.';
-    }
-    out << ' ' << adviceFor(text);
+    out << "dssync: " << operation_.name << " #" << sequence_ << " failed " << describe() << ", phase " << phase << ": "
+        << asSentence(text) << adviceFor(text);
     return withText(error, out.str());
 }
 

@@ -91,7 +91,7 @@ class WorkDssync final : public c10d::Work {
     const std::shared_ptr<const GroupLabel> group_;
     const uint64_t sequence_;
     const std::vector<Tensors> outputs_;
-    const std::string tensors_; // what moves, for errors
+    const Tensors inputs_; // for errors
     const std::shared_ptr<const SideStreams> streams_;
     const c10::intrusive_ptr<c10::ivalue::Future> future_;
     Pending pending_;

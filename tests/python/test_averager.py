@@ -1,0 +1,407 @@
+"""The averager: right means in the plan's groups, and errors that name who was waited for, on every rank, without a hang."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import die, rank_store, run_ranks
+from torch import Tensor
+from torch.distributed import PrefixStore, Store
+
+from dssync_pg import _C
+
+EVERYONE = _C.EXACT_ROUND
+PAIRS = [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
+"""Two rounds on 4 ranks."""
+
+
+def make_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> dist.Backend:
+    return dist.ProcessGroupGloo(store, rank, size, timeout)
+
+
+def make_averager(rank: int, plan: _C.Plan, name: str = "test", seconds: float = 20.0, **named: int) -> _C.Averager:
+    """An averager with a connection to the store of its own."""
+    return _C.Averager(name, rank_store(), rank, plan, make_gloo, timedelta(seconds=seconds), **named)
+
+
+def error_of(work: dist.Work) -> str:
+    try:
+        work.wait()
+    except dist.DistBackendError as error:
+        return str(error)
+    return ""
+
+
+def values(dtype: torch.dtype, count: int, rank: int, salt: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * salt + rank)
+    return torch.randn(count, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def mean_over(members: Sequence[int], dtype: torch.dtype, count: int, salt: int = 0) -> Tensor:
+    return torch.stack([values(dtype, count, member, salt).double() for member in members]).mean(0)
+
+
+def assert_mean(got: Tensor, members: Sequence[int], count: int, salt: int = 0) -> None:
+    # Gloo sums in the accumulator's precision, in an order of its own; the result is rounded once.
+    eps = torch.finfo(got.dtype).eps
+    expected = mean_over(members, got.dtype, count, salt)
+    torch.testing.assert_close(got.double(), expected, rtol=eps, atol=4 * torch.finfo(torch.float32).eps if eps > 1e-10 else 1e-15)
+
+
+# ---- means -----------------------------------------------------------------------------------------------------------------
+
+MIXED = [(torch.float32, 1000), (torch.bfloat16, 77), (torch.float64, 33), (torch.float16, 500), (torch.float32, 0), (torch.float32, 1)]
+
+
+def launch_steps(rank, size, steps, bucket_bytes):
+    """Mixed dtypes, a stripe for each round in every step, and one part over everyone."""
+    plan = _C.Plan.create("auto", size, seed=3)
+    averager = make_averager(rank, plan, bucket_bytes=bucket_bytes)
+    results = []
+    for step in range(steps):
+        parts, expected = [], []
+        for stripe in range(plan.period + 1):
+            round_ = plan.round_at(step, stripe) if stripe < plan.period else EVERYONE
+            tensors = [values(dtype, count, rank, salt=step * 100 + stripe) for dtype, count in MIXED]
+            parts.append((round_, tensors))
+            expected.append((plan.group_of_rank(round_, rank), tensors, step * 100 + stripe))
+        averager.launch(step, 42, parts, f"step {step} of the test").wait()
+        results += expected
+    averager.shutdown()
+    return results
+
+
+@pytest.mark.parametrize(
+    ("world_size", "bucket_bytes"), [(1, 4096), (2, 64), (3, 1 << 20), (4, 4096), (5, 4096), (7, 1 << 20), (8, 4096)]
+)
+def test_each_group_gets_its_mean_bit_for_bit_alike(world_size, bucket_bytes):
+    results = run_ranks(world_size, launch_steps, 3, bucket_bytes, init=False)
+    seen = {}
+    for result in results:
+        for members, tensors, salt in result:
+            for (dtype, count), tensor in zip(MIXED, tensors, strict=True):
+                assert tensor.dtype == dtype and tensor.numel() == count
+                assert_mean(tensor, members, count, salt)
+                first = seen.setdefault((salt, tuple(members), dtype, count), tensor)
+                assert torch.equal(first, tensor), "members hold different bits"
+
+
+def odd_layouts(rank, size):
+    plan = _C.Plan.create("auto", size)
+    averager = make_averager(rank, plan, bucket_bytes=128)
+    whole = values(torch.float32, 200, rank).view(10, 20)
+    strided = whole[:, ::2]
+    transposed = values(torch.float16, 60, rank).view(5, 12).t()
+    channels_last = values(torch.float64, 2 * 3 * 4 * 5, rank).view(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    parameter = torch.nn.Parameter(values(torch.float32, 50, rank))
+    square = (parameter * parameter).sum()  # saves the parameter for backward
+    tensors = [strided, transposed, channels_last, parameter]
+    versions = [tensor._version for tensor in tensors]
+    averager.launch(0, 0, [(EVERYONE, tensors)], "step 0").wait()
+    assert [tensor._version for tensor in tensors] == versions
+    square.backward()  # would raise, had the version changed
+    averager.shutdown()
+    return whole, transposed, channels_last, parameter.detach()
+
+
+def test_tensors_that_are_not_contiguous():
+    for rank, (whole, transposed, channels_last, parameter) in enumerate(run_ranks(3, odd_layouts, init=False)):
+        everyone = range(3)
+        torch.testing.assert_close(whole[:, ::2].double(), mean_over(everyone, torch.float32, 200).view(10, 20)[:, ::2], rtol=1e-6, atol=1e-6)
+        assert torch.equal(whole[:, 1::2], values(torch.float32, 200, rank).view(10, 20)[:, 1::2]), "gaps were written"
+        assert_mean(transposed.t().reshape(-1), everyone, 60)
+        assert_mean(channels_last.contiguous().view(-1), everyone, 120)
+        assert_mean(parameter, everyone, 50)
+
+
+def refused(rank, size):
+    averager = make_averager(rank, _C.Plan.create("auto", size))
+    texts = []
+    for tensor in (torch.ones(3, dtype=torch.int32), torch.ones(1).expand(4), torch.eye(2).to_sparse()):
+        with pytest.raises(ValueError) as error:
+            averager.launch(0, 0, [(EVERYONE, [tensor])], "step 0")
+        texts.append(str(error.value))
+    with pytest.raises(ValueError, match="asks for round 99 of a plan of 1 rounds"):
+        averager.launch(0, 0, [(99, [torch.ones(3)])], "step 0")
+    averager.launch(0, 0, [(EVERYONE, [torch.ones(3)])], "step 0").wait()  # it lives on
+    return texts
+
+
+def test_what_cannot_be_averaged_is_refused_at_once():
+    for integer, expanded, sparse in run_ranks(2, refused, init=False):
+        assert "got int32" in integer and "share memory" in expanded and "Sparse" in sparse
+
+
+def in_opposite_order(rank, size):
+    plan = _C.Plan.create("auto", size)
+    averagers = [make_averager(rank, plan, name=f"sync {i}") for i in range(2)]
+    works = []
+    for step in range(5):
+        for index in (0, 1) if rank == 0 else (1, 0):
+            tensor = torch.full((10,), float(rank + index))
+            works.append((index, tensor, averagers[index].launch(step, 0, [(0, [tensor])], f"step {step} of sync {index}")))
+    for index, tensor, work in works:
+        work.wait()
+        assert tensor.tolist() == [0.5 + index] * 10
+    return True
+
+
+def test_two_averagers_in_opposite_order_do_not_block_one_another():
+    assert run_ranks(2, in_opposite_order, init=False) == [True, True]
+
+
+def launch_alone(rank, size):
+    """Rank 1 launches only once it knows that rank 0's launch has returned."""
+    averager = make_averager(rank, _C.Plan.create("auto", size))
+    tensor = torch.full((10,), float(rank))
+    signal = rank_store()
+    if rank == 1:
+        signal.wait(["returned"])
+    work = averager.launch(0, 0, [(0, [tensor])], "step 0")
+    signal.set("returned", "1")
+    work.wait()
+    return tensor.tolist()
+
+
+def test_launch_does_not_wait_for_other_ranks():
+    assert run_ranks(2, launch_alone, init=False) == [[0.5] * 10] * 2
+
+
+def many_rounds(rank, size, max_groups):
+    """Every way to pair 4 ranks, and everyone: more rounds than the cache may hold."""
+    rounds = [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 3], [1, 2]], [[0, 1, 2], [3]], [[0], [1, 2, 3]]]
+    plan = _C.Plan.explicit(4, rounds)
+    averager = make_averager(rank, plan, max_groups=max_groups)
+    cached = []
+    for step in range(12):
+        parts = [(plan.round_at(step, stripe), [values(torch.float32, 10, rank, salt=step)]) for stripe in range(2)]
+        parts.append((EVERYONE, [values(torch.float32, 10, rank, salt=step)]))
+        averager.launch(step, 0, parts, f"step {step}").wait()
+        for round_, (tensor,) in parts:
+            assert_mean(tensor, plan.group_of_rank(round_, rank), 10, salt=step)
+        cached.append(averager.stats()["groups_cached"])
+    formed = averager.stats()["groups_formed"]
+    averager.shutdown()
+    return max(cached), formed
+
+
+def test_the_group_cache_is_bounded_and_forgets_alike_on_all_ranks():
+    for cached, formed in run_ranks(4, many_rounds, 2, init=False):
+        assert cached <= 2 and formed > 6
+    for cached, formed in run_ranks(4, many_rounds, 16, init=False):
+        assert cached == formed <= 6
+
+
+def figures(rank, size):
+    plan = _C.Plan.create("grid", size)
+    averager = make_averager(rank, plan)
+    for step in range(3):
+        averager.launch(step, 0, [(0, [torch.ones(1000)]), (EVERYONE, [torch.ones(10, dtype=torch.float16)])], "a step").wait()
+    stats = averager.stats()
+    averager.shutdown()
+    return stats
+
+
+def test_stats():
+    for stats in run_ranks(4, figures, init=False):
+        pairs, everyone = 2 * (1 / 2) * 4000, 2 * (3 / 4) * 40  # half types travel as float32
+        assert stats["launches"] == 3 and stats["last_step"] == 2 and stats["error"] is None
+        assert stats["bytes_sent"] == 3 * (pairs + everyone)
+        assert stats["groups_formed"] == stats["groups_cached"] == 2
+        assert 0 < stats["seconds_waiting"] < 20
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------------
+
+
+def slip(rank, size, kind):
+    plan = _C.Plan.create("auto", size)
+    averager = make_averager(rank, plan)
+    averager.launch(16, 0, [(0, [torch.ones(4)])], "step 16 of sync 0").wait()
+    odd = rank == 1
+    step, count, dtype, layout = 17, 1024, torch.float32, 7
+    if odd:
+        step += kind == "step"
+        count = 512 if kind == "size" else count
+        dtype = torch.bfloat16 if kind == "dtype" else dtype
+        layout = 8 if kind == "layout" else layout
+    tensor = torch.full((count,), float(rank), dtype=dtype)
+    text = error_of(averager.launch(step, layout, [(0, [tensor])], f"step {step} of sync 0"))
+    untouched = tensor.tolist() == [float(rank)] * count
+    with pytest.raises(dist.DistBackendError) as again:
+        averager.launch(step + 1, layout, [(0, [torch.ones(4)])], "step 18 of sync 0")
+    return text, untouched, str(again.value) == text, averager.stats()["error"] == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("step", ["rank 0 averages step 17, 1024 x float32", "rank 1 averages step 18, 1024 x float32"]),
+        ("size", ["rank 0 averages step 17, 1024 x float32", "rank 1 averages step 17, 512 x float32"]),
+        ("dtype", ["rank 0 averages step 17, 1024 x float32", "rank 1 averages step 17, 1024 x bfloat16"]),
+        ("layout", ["rank 0 averages step 17, 1024 x float32 in 1 tensor, layout", "rank 1 averages step 17, 1024 x float32"]),
+    ],
+)
+def test_a_slip_is_an_error_on_every_member_and_nothing_is_averaged(kind, said):
+    for rank, (text, untouched, sticks, told) in enumerate(run_ranks(2, slip, kind, init=False, timeout=15)):
+        assert f"failed on rank {rank} of 2, phase header of the group [0, 1] of round 0" in text
+        assert all(part in text for part in said) and "Nothing was averaged" in text
+        assert untouched and sticks and told
+
+
+def slip_elsewhere(rank, size):
+    averager = make_averager(rank, _C.Plan.explicit(4, PAIRS), seconds=60)
+    count = 5 if rank == 0 else 6
+    texts = [error_of(averager.launch(0, 0, [(0, [torch.ones(count)])], "step 0"))]
+    try:
+        texts.append(error_of(averager.launch(1, 0, [(1, [torch.ones(count)])], "step 1")))
+    except dist.DistBackendError as error:
+        texts.append(str(error))
+    return texts
+
+
+def test_a_failure_reaches_those_who_wait_for_the_failed_at_once():
+    """Ranks 0 and 1 fail in step 0; ranks 2 and 3 learn it from the store, long before the time-out."""
+    results = run_ranks(4, slip_elsewhere, init=False, timeout=30)
+    for texts in results[:2]:
+        assert "do not average the same thing" in texts[0] and texts[1] == texts[0]
+    for texts in results[2:]:
+        first = next(text for text in texts if text)  # in step 0 where this rank was slow
+        assert "failed on rank" in first and "gave up" in first and "do not average the same thing" in first
+
+
+def never_launches(rank, size):
+    averager = make_averager(rank, _C.Plan.explicit(4, PAIRS), name="sync 0", seconds=4)
+    signal = rank_store()
+    averager.launch(16, 0, [(0, [torch.ones(4)])], "step 16 of sync 0").wait()
+    if rank == 1:
+        signal.wait(["0", "2", "3"])
+        return ""
+    rounds = [(1, [torch.ones(4)]), (0, [torch.ones(4)])]
+    text = error_of(averager.launch(17, 0, rounds, "step 17 of sync 0"))
+    signal.set(str(rank), "1")
+    return text
+
+
+def test_a_time_out_names_who_has_not_launched():
+    """Round 1 pairs 0 with 2 and 1 with 3: rank 3 waits to form its group, rank 0 then in a header of round 0."""
+    texts = run_ranks(4, never_launches, init=False, timeout=30)
+    assert "step 17 of sync 0 failed on rank 3 of 4, phase forming the group [1, 3] of round 1: timed out after 4 s" in texts[3]
+    assert "rank 1 has not launched step 17 of sync 0" in texts[3] and "`timeout=`" in texts[3]
+    assert "step 17 of sync 0 failed on rank 0 of 4" in texts[0]
+    assert "rank 1 has not launched step 17 of sync 0" in texts[0]
+
+
+def killed(rank, size, where):
+    averager = make_averager(rank, _C.Plan.create("grid", size), seconds=5)
+    tensor = torch.ones(8 << 20)
+    averager.launch(0, 0, [(EVERYONE, [tensor])], "step 0").wait()
+    if rank == 1 and where == "before":
+        die()
+    work = averager.launch(1, 0, [(EVERYONE, [tensor])] * 4, "step 1")
+    if rank == 1:
+        die()
+    start = time.monotonic()
+    return error_of(work), time.monotonic() - start
+
+
+@pytest.mark.parametrize("where", ["before", "during"])
+def test_a_killed_rank_is_an_error_on_all_others(where):
+    outcomes = run_ranks(3, killed, where, init=False, check=False, timeout=40)
+    assert outcomes[1].exitcode == -9
+    for rank in (0, 2):
+        text, seconds = outcomes[rank].value
+        assert outcomes[rank].ok and seconds < 15
+        assert f"step 1 failed on rank {rank} of 3" in text and "the group [0, 1, 2] of all ranks" in text
+
+
+def leaves(rank, size):
+    averager = make_averager(rank, _C.Plan.create("auto", size), seconds=60)
+    if rank == 1:
+        averager.shutdown(abort=True)
+        return ""
+    return error_of(averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0"))
+
+
+def test_a_rank_that_left_is_not_waited_for():
+    text, _ = run_ranks(2, leaves, init=False, timeout=20)
+    assert "phase forming the group [0, 1] of round 0: rank 1 has left" in text
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------------------
+
+
+def shut_down(rank, size, abort):
+    """Rank 0 launches what nobody joins; it gets an error, and shutdown() returns soon."""
+    averager = make_averager(rank, _C.Plan.create("auto", size), seconds=60)
+    averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0").wait()
+    signal = rank_store()
+    if rank == 1:
+        signal.wait(["done"])
+        return None
+    pending = averager.launch(1, 0, [(0, [torch.ones(4)])], "step 1")
+    start = time.monotonic()
+    averager.shutdown(abort=abort)
+    seconds = time.monotonic() - start
+    with pytest.raises(dist.DistBackendError, match="step 2 was not done: the averager has been shut down"):
+        averager.launch(2, 0, [(0, [torch.ones(4)])], "step 2")
+    averager.shutdown()  # again: nothing
+    text = error_of(pending)
+    signal.set("done", "1")
+    return text, seconds
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_shutdown_with_a_launch_pending(abort):
+    (text, seconds), _ = run_ranks(2, shut_down, abort, init=False, timeout=30)
+    assert text == "dssync: step 1 was not done: the averager has been shut down"
+    assert seconds < 5
+
+
+def finish_first(rank, size):
+    averager = make_averager(rank, _C.Plan.create("auto", size))
+    tensors = [torch.full((100,), float(rank)) for _ in range(20)]
+    works = [averager.launch(step, 0, [(0, [tensor])], f"step {step}") for step, tensor in enumerate(tensors)]
+    averager.shutdown()
+    return all(work.is_completed() for work in works), [tensor[0].item() for tensor in tensors]
+
+
+def test_shutdown_finishes_what_was_launched():
+    assert run_ranks(2, finish_first, init=False) == [(True, [0.5] * 20)] * 2
+
+
+kept: list[object] = []
+"""Lives until the interpreter ends."""
+
+
+def dropped(rank, size):
+    """Averagers nobody shuts down, one with a launch that nobody joins; then the interpreter ends."""
+    averager = make_averager(rank, _C.Plan.create("auto", size), seconds=60)
+    averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0").wait()
+    if rank == 0:
+        kept.append(averager.launch(1, 0, [(0, [torch.ones(4)])], "step 1"))
+    kept.append(averager)
+    return averager.stats()["last_step"]
+
+
+def test_no_hang_at_exit_with_a_launch_pending():
+    outcomes = run_ranks(2, dropped, init=False, interpreter_exit=True, timeout=20, check=False)
+    assert [outcome.exitcode for outcome in outcomes] == [0, 0] and [outcome.value for outcome in outcomes] == [1, 0]
+
+
+def wrong(rank, size):
+    plan = _C.Plan.create("auto", 4)
+    with pytest.raises(ValueError, match="rank 4 is not in the plan's world of 4"):
+        _C.Averager("x", PrefixStore("x", rank_store()), 4, plan, make_gloo, timedelta(seconds=1))
+    with pytest.raises(ValueError, match="above 0"):
+        make_averager(0, plan, max_groups=0)
+    return True
+
+
+def test_wrong_arguments():
+    assert run_ranks(1, wrong, init=False) == [True]
