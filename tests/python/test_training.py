@@ -11,7 +11,7 @@ import random
 import pytest
 import torch
 import torch.distributed as dist
-from harness import run_ranks
+from harness import die, run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -86,6 +86,47 @@ def test_one_group_of_all_ranks_is_ddp(world):
     ours = run_ranks(world, train, 12, "sgd", pg_options=Options(plan="grid", group_size=world) if world > 1 else Options())
     for (expected, _), (got, syncs) in zip(exact, ours, strict=True):
         assert syncs == ["Sync"]
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def two_optimizers(rank, world, steps):
+    model = DDP(make(False))
+    pair = [torch.optim.SGD(model.module.first.parameters(), lr=0.05), torch.optim.SGD(model.module.second.parameters(), lr=0.02)]
+    for step in range(steps):
+        x, y = batch(rank, step)
+        nn.functional.mse_loss(model(x), y).backward()
+        for optimizer in pair:
+            optimizer.step()
+            optimizer.zero_grad()
+    return flat(model), [(s.step, s.stats()["launched_by"]) for s in dssync_pg.get_syncs(model)]
+
+
+def test_two_optimizers_each_average_after_their_own_step():
+    exact = run_ranks(3, two_optimizers, 6, backend="gloo")
+    ours = run_ranks(3, two_optimizers, 6, pg_options=Options(plan="grid", group_size=3))
+    for (expected, _), (got, syncs) in zip(exact, ours, strict=True):
+        assert syncs == [(6, {"optimizer step": 6})] * 2
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def one_optimizer_for_two_modules(rank, world, steps):
+    first, second = DDP(make(False, seed=1)), DDP(make(False, seed=2))
+    optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.05)
+    for step in range(steps):
+        x, y = batch(rank, step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(first(x) + second(x), y).backward()
+        optimizer.step()
+    syncs = dssync_pg.get_syncs()
+    return torch.cat([flat(first), flat(second)]), [(s.step, s.stats()["launched_by"]) for s in syncs]
+
+
+def test_one_optimizer_over_two_modules_has_one_sync():
+    exact = run_ranks(2, one_optimizer_for_two_modules, 5, backend="gloo")
+    ours = run_ranks(2, one_optimizer_for_two_modules, 5)
+    for (expected, none), (got, syncs) in zip(exact, ours, strict=True):
+        assert none == []
+        assert syncs == [(5, {"optimizer step": 5})]
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
@@ -694,7 +735,7 @@ def test_warmup_steps_are_exact():
         assert max(spread[:3]) < 1e-12 < min(spread[3:])
 
 
-# ---- failures ----------------------------------------------------------------------------------------------------------------------
+# ---- failures --------------------------------------------------------------------------------------------------------------------
 
 
 def raises_in_forward(rank, world):
@@ -711,6 +752,26 @@ def test_an_exception_on_one_rank_is_an_error_on_the_others():
     assert "bad batch" in str(outcomes[1].error)
     for outcome in (outcomes[0], outcomes[2], outcomes[3]):
         assert outcome.error is not None and "dssync" in str(outcome.error)
+
+
+def dies(rank, world):
+    model = DDP(make(False))
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    for step in range(6):
+        x, y = batch(rank, step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        if rank == 2 and step == 3:
+            die()
+        optimizer.step()
+
+
+def test_a_killed_rank_is_an_error_on_the_others_that_names_the_step():
+    outcomes = run_ranks(4, dies, check=False, pg_timeout=8.0, timeout=60)
+    for outcome in (outcomes[0], outcomes[1], outcomes[3]):
+        assert outcome.error is not None
+        assert "of sync 0 failed on rank" in str(outcome.error)
+        assert "step 3" in str(outcome.error) or "step 4" in str(outcome.error)
 
 
 def never_launches(rank, world):
