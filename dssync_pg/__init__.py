@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._backend import exact
-    from .training import attach, get_syncs, global_average
     from .options import Options
     from .plan import Plan
     from .sync import Sync
+    from .training import attach, get_syncs, global_average
 
 __version__ = "0.1.0"
 __all__ = ["Options", "Plan", "exact", "attach", "Sync", "get_syncs", "global_average", "__version__"]

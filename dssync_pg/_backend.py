@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Iterator
 from datetime import timedelta
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -191,21 +190,21 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     if group is not None:
         group.backend = backend
         live.append(group)
-        _training().enable(group)
+        from . import training  # late: it loads DDP, which a script may never use
+
+        training.enable(group)
     return backend
 
 
 def _close(group: Group) -> None:
     """The group is being shut down: training lets go of it while its connections still stand."""
+    from . import training
+
     try:
-        _training().disable(group)
+        training.disable(group)
     finally:
         live.remove(group)
         group.backend = None
-
-
-def _training() -> Any:
-    return import_module(".training", __package__)  # late: it imports DDP, which a script may never use
 
 
 def _options_from(pg_options: Any) -> Options | Exception:
