@@ -118,8 +118,16 @@ static void every_truncation_and_extension_is_refused(void) {
     for (size_t length = 0; length < wire.bytes_bytes; length++)
         CHECK_FOR(!accepted(wire.bytes, length), "cut to %zu bytes", length);
     memcpy(longer, wire.bytes, wire.bytes_bytes);
-    for (size_t length = wire.bytes_bytes + 1; length <= wire.bytes_bytes + 64; length++)
+    for (size_t length = wire.bytes_bytes + 1; length <= wire.bytes_bytes + 64; length++) {
+        dss_plan_t *none = NULL;
+        dss_error_t error;
         CHECK_FOR(!accepted(longer, length), "extended to %zu bytes", length);
+        put_hash(longer, length); /* a right hash does not make the length right */
+        CHECK_STATUS(dss_plan_deserialize(longer, length, &none, &error), DSS_ERR_CORRUPT);
+        CHECK_CONTAINS(error.text, "expected 204 for 7 ranks and 6 rounds");
+        memset(longer, 0, sizeof longer);
+        memcpy(longer, wire.bytes, wire.bytes_bytes);
+    }
     CHECK_STATUS(dss_plan_deserialize(NULL, 0, &plan, NULL), DSS_ERR_CORRUPT);
     CHECK_STATUS(dss_plan_deserialize(wire.bytes, wire.bytes_bytes, NULL, NULL), DSS_ERR_INVALID_ARGUMENT);
     free(wire.bytes);
@@ -187,6 +195,8 @@ static void lies_in_the_header_are_named(void) {
     refuse_header(12, 1u << 24, "expected 134217764 for 16777216 ranks and 2 rounds");
     refuse_header(16, 0, "0 rounds");
     refuse_header(16, 1u << 31, "2147483648 rounds");
+    refuse_header(12, (1u << 24) + 1, "claims 16777217 ranks");
+    refuse_header(16, 1025, "1025 rounds, expected");
     refuse_header(16, 1024, "for 4 ranks and 1024 rounds");
     refuse_header(HEADER_BYTES, 4, "puts rank 0 of round 0 in group 4");
     refuse_header(HEADER_BYTES, 3, "smallest member");

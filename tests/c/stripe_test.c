@@ -17,6 +17,7 @@ static void counts_keep_stripes_large_enough(void) {
         {5, 8, 0, 5},
         {0, 8, 0, 1},
         {SIZE_MAX, 1024, 1, 1024},
+        {9 << 20, 8, 1 << 20, 8},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         CHECK_EQUAL(dss_stripe_count(rows[i].total_bytes, rows[i].period, rows[i].min_stripe_bytes), rows[i].expected);
