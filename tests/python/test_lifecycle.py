@@ -146,7 +146,7 @@ def left_open(rank, world_size, pending):
 
 @pytest.mark.parametrize("pending", ["nothing", "matched", "exact, unmatched", "average, unmatched", "recv"])
 def test_the_interpreter_ends_without_destroy(pending):
-    outcomes = run_ranks(2, left_open, pending, interpreter_exit=True, check=False, timeout=20, pg_timeout=60)
+    outcomes = run_ranks(2, left_open, pending, interpreter_exit=True, check=False, timeout=60, pg_timeout=120)
     for outcome in outcomes:
         assert outcome.ok, outcome
 
