@@ -194,7 +194,7 @@ def _plot_differences(rows: list[Row], path: Path) -> None:
 
 
 def _plot_sweeps(studies: list[Study], path: Path) -> None:
-    """Score by learning rate, sweep seeds, one line a method; the axis is cut where methods fail."""
+    """Test loss by learning rate, sweep seeds, one line a method; the axis is cut where methods fail."""
     settings = list(dict.fromkeys((cell.setting, number) for number, study in enumerate(studies) for cell in study.rows))
     figure, axes = plt.subplots(math.ceil(len(settings) / 2), 2, figsize=(10, 2.6 * math.ceil(len(settings) / 2)), squeeze=False)
     for axis in axes.flat[len(settings) :]:
@@ -206,15 +206,15 @@ def _plot_sweeps(studies: list[Study], path: Path) -> None:
             if sweep:
                 style = {"ms": 3, "color": COLORS[cell.method], "label": METHODS[cell.method].title}
                 axis.plot(list(sweep), list(sweep.values()), "o-", **style)
-                best.append((max if cell.score == "accuracy" else min)(sweep.values()))
+                best.append(min(sweep.values()))
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
         axis.tick_params(labelsize=7)
         if best:
-            axis.set_ylim((max(best) - 3, max(best) + 0.4) if setting[0] == "digits" else (min(best) - 0.02, min(best) + 0.3))
+            axis.set_ylim(min(best) - 0.02, min(best) + 0.3)
         axis.set_title(_title(setting), fontsize=9)
         axis.set_xlabel("learning rate", fontsize=8)
-        axis.set_ylabel("test accuracy, %" if setting[0] == "digits" else "test loss, nats", fontsize=8)
+        axis.set_ylabel("test loss, nats", fontsize=8)
         axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=80)

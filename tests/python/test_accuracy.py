@@ -157,14 +157,14 @@ def test_the_baseline_equals_ddp_over_gloo(both_ways, case):
 # ---- search and statistics -------------------------------------------------------------------------------------------------
 
 
-def answer(study: accuracy.Study, score_of) -> None:
+def answer(study: accuracy.Study, loss_of) -> None:
     """Fills in what the study asks for until it asks for nothing."""
     for _ in range(20):
         missing = study.missing()
         if not missing:
             return
         for run in missing:
-            study.results.add(run, {"accuracy": score_of(run), "rank0_accuracy": 0.0})
+            study.results.add(run, {"loss": loss_of(run), "accuracy": 100 - loss_of(run), "rank0_accuracy": 0.0})
     raise AssertionError("the study never ends")
 
 
@@ -176,7 +176,7 @@ def make_study(path: Path, methods=("full", "none"), seeds: int = 6) -> accuracy
 def test_the_grid_grows_until_its_best_point_has_neighbours(tmp_path):
     best = {"full": 0.064, "none": 0.00025}  # outside the first grid, on either side
     study = make_study(tmp_path / "runs.jsonl")
-    answer(study, lambda run: 90 - abs(torch.tensor(run.lr / best[run.method]).log2().item()) + run.seed % 7 / 100)
+    answer(study, lambda run: abs(torch.tensor(run.lr / best[run.method]).log2().item()) + run.seed % 7 / 100)
     rates = {cell.method: cell.at(study.best(cell), 0).lr for cell in study.rows}
     assert rates == pytest.approx(best)
     elsewhere = {run.seed for run in study.results.known if run.lr not in rates.values()}
@@ -193,17 +193,17 @@ def test_the_comparison_never_sees_a_sweep_seed(tmp_path):
 def test_an_interrupted_table_continues_and_drops_the_line_cut_short(tmp_path):
     path = tmp_path / "runs.jsonl"
     study = make_study(path)
-    answer(study, lambda run: 90 - abs(torch.tensor(run.lr / 0.008).log2().item()))
+    answer(study, lambda run: abs(torch.tensor(run.lr / 0.008).log2().item()))
     text = path.read_text()
     path.write_text(text[: len(text) - 20])  # as when killed in mid-write
     assert len(make_study(path).missing()) == 1
-    answer(make_study(path), lambda run: 90.0)
+    answer(make_study(path), lambda run: 1.0)
     assert make_study(path).missing() == []
 
 
 def test_a_changed_recipe_starts_anew(tmp_path):
     path = tmp_path / "runs.jsonl"
-    answer(make_study(path), lambda run: 90 - run.lr)
+    answer(make_study(path), lambda run: abs(run.lr - 0.008))
     changed = {"digits": Recipe("digits", workers=8, steps=271, batch=16)}
     assert accuracy.Results(path, changed).known == {}
     assert len(accuracy.Results(path, accuracy.RECIPES).known) > 0
@@ -213,15 +213,15 @@ def test_the_interval_is_that_of_a_paired_t_test(tmp_path):
     from scipy import stats
 
     generator = torch.Generator().manual_seed(3)
-    scores = {method: (98 + torch.randn(40, generator=generator)).tolist() for method in ("full", "none")}
+    losses = {method: (2 + torch.randn(40, generator=generator)).tolist() for method in ("full", "none")}
 
-    def score(run: Run) -> float:
-        return scores[run.method][run.seed - 1000] if run.seed >= 1000 else 90 - abs(torch.tensor(run.lr / 0.008).log2().item())
+    def loss(run: Run) -> float:
+        return losses[run.method][run.seed - 1000] if run.seed >= 1000 else abs(torch.tensor(run.lr / 0.008).log2().item())
 
     study = make_study(tmp_path / "runs.jsonl", seeds=12)
-    answer(study, score)
+    answer(study, loss)
     row = next(row for row in rows_of(study) if row.cell.method == "none")
-    expected = stats.ttest_rel(scores["none"][:12], scores["full"][:12]).confidence_interval(0.95)
+    expected = stats.ttest_rel(losses["full"][:12], losses["none"][:12]).confidence_interval(0.95)
     assert isinstance(row.difference, Interval)
     assert (row.difference.low, row.difference.high) == pytest.approx((expected.low, expected.high))
 
