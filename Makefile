@@ -47,7 +47,8 @@ $(VENV)/.torch: $(VENV)/.made
 
 $(VENV)/.built: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/include/*.h csrc/core/*.[ch] csrc/shim/*.[ch]pp)
 	$(STEP) "building dssync_pg (a minute or two the first time)"
-	@MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} $(PIP_INSTALL) --no-build-isolation --editable '.[demo,test]'
+	@MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} $(PIP_INSTALL) --no-build-isolation --editable '.[demo,test]' \
+	    > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
 
 # ---- what people run -------------------------------------------------------------------------------------------------------
