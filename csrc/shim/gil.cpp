@@ -16,12 +16,23 @@ GilReleased::GilReleased() {
     }
 }
 
+namespace {
+int forget(void *object) {
+    Py_DECREF(static_cast<PyObject *>(object));
+    return 0;
+}
+} // namespace
+
 PythonCallback::~PythonCallback() {
-    if (pythonAlive()) {
-        py::gil_scoped_acquire gil;
-        callable_ = py::object();
+    auto *object = callable_.release().ptr();
+    if (object == nullptr || !pythonAlive()) {
+        return; // the interpreter is going, and the object with it
+    }
+    if (PyGILState_Check() != 0) {
+        Py_DECREF(object);
     } else {
-        callable_.release();
+        // Not by taking the GIL: a thread that waits for it when finalisation begins is ended by force, which aborts C++.
+        Py_AddPendingCall(forget, object);
     }
 }
 
