@@ -206,12 +206,13 @@ REDUCTIONS = {
 }
 
 
-def differences_from_gloo(rank: int, size: int) -> list[str]:
-    """Every operation on every dtype, on the default dssync group and on gloo; what differs, in words."""
+def differences_from_gloo(rank: int, size: int) -> tuple[list[str], set[str]]:
+    """Every operation on every dtype, on the default dssync group and on gloo: what differs, and what both refuse."""
     gloo = dist.new_group(backend="gloo")
     cases = [(operation, operation.__name__, dtype) for operation in [*SUMMING, *MOVING] for dtype in DTYPES]
     cases += [(reducing(op), f"all_reduce {op}", dtype) for op, dtypes in REDUCTIONS.items() for dtype in dtypes]
-    different = []
+    different: list[str] = []
+    refused: set[str] = set()
     for operation, name, dtype in cases:
         results = []
         for group in (gloo, dist.group.WORLD):
@@ -220,20 +221,24 @@ def differences_from_gloo(rank: int, size: int) -> list[str]:
             except Exception as error:
                 results.append(type(error).__name__)
         expected, got = results
+        rough = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-5
         same = type(expected) is type(got) and (
             expected == got
             if isinstance(expected, str)
-            else all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+            # close: Gloo itself does not always add in the same order
+            else all(torch.allclose(a, b, rtol=rough, atol=rough) for a, b in zip(expected, got, strict=True))
         )
-        if not same or isinstance(expected, str):
+        if not same:
             different.append(f"{name} of {dtype}: gloo {expected}, dssync {got}")
-    return different
+        refused.update([name] if isinstance(expected, str) else [])
+    return different, refused
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_every_collective_equals_gloo_for_every_dtype(world_size):
-    for different in run_ranks(world_size, differences_from_gloo, timeout=120):
-        assert not different
+    for different, refused in run_ranks(world_size, differences_from_gloo, timeout=120):
+        assert different == []
+        assert refused <= {"gather", "all_to_all"}  # complex dtypes; lists of unequal sizes
 
 
 def sparse_sum(rank, size):
@@ -252,8 +257,7 @@ def test_sparse_all_reduce_equals_gloo():
 
 
 def barriers(rank, size):
-    dist.barrier()
-    dist.monitored_barrier()
+    dist.barrier()  # dist.monitored_barrier refuses every backend whose name is not "gloo"
     work = dist.barrier(async_op=True)
     work.wait()
     return work.is_completed()
@@ -350,9 +354,7 @@ def integer_average(rank, size):
     for call in (
         lambda: dist.all_reduce(torch.ones(4, dtype=torch.int64), op=ReduceOp.AVG),
         lambda: dist.reduce(torch.ones(4, dtype=torch.int32), dst=0, op=ReduceOp.AVG),
-        lambda: dist.reduce_scatter_tensor(
-            torch.ones(1, dtype=torch.int8), torch.ones(size, dtype=torch.int8), op=ReduceOp.AVG
-        ),
+        lambda: dist.reduce_scatter_tensor(torch.ones(1, dtype=torch.int8), torch.ones(size, dtype=torch.int8), op=ReduceOp.AVG),
     ):
         try:
             call()
@@ -451,7 +453,6 @@ def test_the_semantics_table():
             "below min_bytes": over_all,
             "sum": total,
             "max": 8.0,
-            "complex": over_all,
             "group without options": over_all,
             "group with all_reduce=exact": over_all,
             "inside exact()": over_all,
@@ -466,9 +467,7 @@ def test_the_semantics_table():
 
 def out_of_order(rank, size):
     tensors = [torch.full((1000,), float(rank + i)) for i in range(6)]
-    works = [
-        dist.all_reduce(tensor, op=ReduceOp.AVG if i % 2 else ReduceOp.SUM, async_op=True) for i, tensor in enumerate(tensors)
-    ]
+    works = [dist.all_reduce(tensor, op=ReduceOp.AVG if i % 2 else ReduceOp.SUM, async_op=True) for i, tensor in enumerate(tensors)]
     for work in reversed(works):
         assert work is not None
         work.wait()
