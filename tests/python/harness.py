@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import multiprocessing
 import os
 import pickle
@@ -111,6 +112,7 @@ def run_ranks(
     interpreter_exit: after fn (and without destroying the group) each rank ends as a Python program does: atexit, finalisation
     of the interpreter, static destructors.
     """
+    start_server()
     with tempfile.TemporaryDirectory(prefix="dssync-test-") as folder, _rendezvous(store, folder) as where:
         outcomes, processes, pipes = [], [], []
         try:
@@ -230,18 +232,22 @@ def _context() -> Any:
     return context
 
 
+@functools.cache
 def start_server() -> None:
-    """Starts the fork server with this folder on its path and one thread a process; called once by conftest."""
+    """Starts the fork server, with this folder on its path and one thread a process, and waits until it has loaded everything."""
     from multiprocessing import forkserver
 
     before = dict(os.environ)
     os.environ.update(THREADS, PYTHONPATH=os.pathsep.join([str(HERE), before.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     try:
-        _context()
+        context = _context()
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
+    first = context.Process(target=os.getpid)
+    first.start()
+    first.join()
 
 
 @contextlib.contextmanager
