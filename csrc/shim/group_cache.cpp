@@ -17,6 +17,11 @@ constexpr std::chrono::milliseconds kLongestPause{50};
 // Connecting cannot be interrupted, and all members have come by then. Later calls bring time-outs of their own.
 constexpr std::chrono::milliseconds kLongestConnect{60000};
 constexpr std::chrono::seconds kRollCallPeriod{1}; // naming who is absent costs a round trip a member
+constexpr const char *kGo = "go";
+
+std::string readyKey(const std::string &prefix, uint32_t rank) {
+    return c10::str(prefix, "ready/", rank);
+}
 } // namespace
 
 std::string Group::describe() const {
@@ -77,16 +82,36 @@ BackendPtr GroupCache::form(const Group &group, uint64_t generation, std::chrono
     }
 }
 
+// Connecting cannot be interrupted, so members must agree whether to: the first to write the decision decides. The last to come
+// writes "go"; one that gives up before writes why.
 void GroupCache::meet(const Group &group, const std::string &prefix, const Patience &patience, uint64_t step,
                       const std::string &what) {
-    std::vector<std::string> keys;
-    for (const uint32_t member : group.members) {
-        keys.push_back(c10::str(prefix, "ready/", member));
+    const auto decision = prefix + "decision";
+    auto decide = [&](const std::string &value) { return store_->compareSet(decision, "", value); };
+    store_->set(readyKey(prefix, rank_), "1");
+    if (store_->add(prefix + "arrived", 1) == static_cast<int64_t>(group.members.size())) {
+        decide(kGo);
     }
-    store_->set(c10::str(prefix, "ready/", rank_), "1");
+    try {
+        waitFor(decision, group, prefix, patience, step, what);
+    } catch (const Watch::Stopped &) {
+        decide(c10::str("rank ", rank_, " was shut down"));
+        throw;
+    } catch (const std::exception &) {
+        const auto why = exceptionText(std::current_exception());
+        if (decide(c10::str("rank ", rank_, " gave up: ", why)) != kGo) {
+            throw;
+        } // else the others connect by now: come along, what is wrong will be met again
+    }
+    const auto decided = store_->get_to_str(decision);
+    TORCH_CHECK_WITH(DistBackendError, decided == kGo, decided);
+}
+
+void GroupCache::waitFor(const std::string &decision, const Group &group, const std::string &prefix, const Patience &patience,
+                         uint64_t step, const std::string &what) {
     auto pause = kFirstPause;
     auto nextRollCall = Clock::now() + kRollCallPeriod;
-    while (!store_->check(keys)) {
+    while (!store_->check({decision})) {
         watch_.pause(pause);
         pause = std::min(2 * pause, kLongestPause);
         const auto now = Clock::now();
@@ -95,22 +120,20 @@ void GroupCache::meet(const Group &group, const std::string &prefix, const Patie
         }
         nextRollCall = now + kRollCallPeriod;
         std::vector<uint32_t> absent;
-        for (size_t i = 0; i < keys.size(); ++i) {
-            if (!store_->check({keys[i]})) {
-                absent.push_back(group.members[i]);
-                TORCH_CHECK_WITH(DistBackendError, !watch_.hasLeft(group.members[i]), "rank ", group.members[i],
+        for (const uint32_t member : group.members) {
+            if (!store_->check({readyKey(prefix, member)})) {
+                absent.push_back(member);
+                TORCH_CHECK_WITH(DistBackendError, !watch_.hasLeft(member), "rank ", member,
                                  " has left: its process group was shut down or its process ended");
             }
         }
-        if (now >= patience.deadline && !absent.empty()) {
+        if (now >= patience.deadline) {
             const auto missing = watch_.whoIsMissing(absent, step, what);
             C10_THROW_ERROR(DistBackendError,
                             c10::str("timed out after ", describeSeconds(patience.total), ": ",
                                      missing.empty() ? c10::str("ranks ", describeRanks(absent), " did not come") : missing));
         }
     }
-    // A member that saw a failure while it waited is gone though it was ready; it saw it before, so it can be seen now.
-    watch_.throwIfOthersFailed();
 }
 
 std::vector<BackendPtr> GroupCache::takeForgotten() {

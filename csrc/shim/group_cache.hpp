@@ -59,6 +59,8 @@ class GroupCache {
     BackendPtr form(const Group &group, uint64_t generation, std::chrono::milliseconds timeout, uint64_t step,
                     const std::string &what);
     void meet(const Group &group, const std::string &prefix, const Patience &patience, uint64_t step, const std::string &what);
+    void waitFor(const std::string &decision, const Group &group, const std::string &prefix, const Patience &patience,
+                 uint64_t step, const std::string &what);
 
     const c10::intrusive_ptr<c10d::Store> store_;
     const uint32_t rank_;

@@ -38,7 +38,6 @@ class Watch {
     bool idle(std::unique_lock<std::mutex> &lock, const std::function<bool()> &ready);
     // Until ready(), called under the mutex; false at the deadline. Throws Stopped, and std::runtime_error if another rank failed.
     bool until(Clock::time_point deadline, const std::function<bool()> &ready);
-    void throwIfOthersFailed();
     // Sleeps; throws as until() does.
     void pause(std::chrono::milliseconds duration);
 
@@ -58,6 +57,7 @@ class Watch {
 
   private:
     void publish();
+    void throwIfOthersFailed();
     void housekeep(); // publish and look for failures, each at most once a second
 
     const c10::intrusive_ptr<c10d::Store> store_;

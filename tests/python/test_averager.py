@@ -24,7 +24,7 @@ def make_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> dist.Ba
     return dist.ProcessGroupGloo(store, rank, size, timeout)
 
 
-def make_averager(rank: int, plan: _C.Plan, name: str = "test", seconds: float = 20.0, **named: int) -> _C.Averager:
+def make_averager(rank: int, plan: _C.Plan, name: str = "test", seconds: float = 60.0, **named: int) -> _C.Averager:
     """An averager with a connection to the store of its own."""
     return _C.Averager(name, rank_store(), rank, plan, make_gloo, timedelta(seconds=seconds), **named)
 
@@ -55,7 +55,14 @@ def assert_mean(got: Tensor, members: Sequence[int], count: int, salt: int = 0) 
 
 # ---- means -----------------------------------------------------------------------------------------------------------------
 
-MIXED = [(torch.float32, 1000), (torch.bfloat16, 77), (torch.float64, 33), (torch.float16, 500), (torch.float32, 0), (torch.float32, 1)]
+MIXED = [
+    (torch.float32, 1000),
+    (torch.bfloat16, 77),
+    (torch.float64, 33),
+    (torch.float16, 500),
+    (torch.float32, 0),
+    (torch.float32, 1),
+]
 
 
 def launch_steps(rank, size, steps, bucket_bytes):
@@ -112,7 +119,9 @@ def odd_layouts(rank, size):
 def test_tensors_that_are_not_contiguous():
     for rank, (whole, transposed, channels_last, parameter) in enumerate(run_ranks(3, odd_layouts, init=False)):
         everyone = range(3)
-        torch.testing.assert_close(whole[:, ::2].double(), mean_over(everyone, torch.float32, 200).view(10, 20)[:, ::2], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            whole[:, ::2].double(), mean_over(everyone, torch.float32, 200).view(10, 20)[:, ::2], rtol=1e-6, atol=1e-6
+        )
         assert torch.equal(whole[:, 1::2], values(torch.float32, 200, rank).view(10, 20)[:, 1::2]), "gaps were written"
         assert_mean(transposed.t().reshape(-1), everyone, 60)
         assert_mean(channels_last.contiguous().view(-1), everyone, 120)
@@ -213,7 +222,7 @@ def test_stats():
         assert stats["launches"] == 3 and stats["last_step"] == 2 and stats["error"] is None
         assert stats["bytes_sent"] == 3 * (pairs + everyone)
         assert stats["groups_formed"] == stats["groups_cached"] == 2
-        assert 0 < stats["seconds_waiting"] < 20
+        assert 0 < stats["seconds_waiting"] < 60
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------------
@@ -248,14 +257,14 @@ def slip(rank, size, kind):
     ],
 )
 def test_a_slip_is_an_error_on_every_member_and_nothing_is_averaged(kind, said):
-    for rank, (text, untouched, sticks, told) in enumerate(run_ranks(2, slip, kind, init=False, timeout=15)):
+    for rank, (text, untouched, sticks, told) in enumerate(run_ranks(2, slip, kind, init=False, timeout=50)):
         assert f"failed on rank {rank} of 2, phase header of the group [0, 1] of round 0" in text
         assert all(part in text for part in said) and "Nothing was averaged" in text
         assert untouched and sticks and told
 
 
 def slip_elsewhere(rank, size):
-    averager = make_averager(rank, _C.Plan.explicit(4, PAIRS), seconds=60)
+    averager = make_averager(rank, _C.Plan.explicit(4, PAIRS))
     count = 5 if rank == 0 else 6
     texts = [error_of(averager.launch(0, 0, [(0, [torch.ones(count)])], "step 0"))]
     try:
@@ -267,7 +276,7 @@ def slip_elsewhere(rank, size):
 
 def test_a_failure_reaches_those_who_wait_for_the_failed_at_once():
     """Ranks 0 and 1 fail in step 0; ranks 2 and 3 learn it from the store, long before the time-out."""
-    results = run_ranks(4, slip_elsewhere, init=False, timeout=30)
+    results = run_ranks(4, slip_elsewhere, init=False, timeout=50)
     for texts in results[:2]:
         assert "do not average the same thing" in texts[0] and texts[1] == texts[0]
     for texts in results[2:]:
@@ -276,9 +285,10 @@ def test_a_failure_reaches_those_who_wait_for_the_failed_at_once():
 
 
 def never_launches(rank, size):
-    averager = make_averager(rank, _C.Plan.explicit(4, PAIRS), name="sync 0", seconds=4)
+    averager = make_averager(rank, _C.Plan.explicit(4, PAIRS), name="sync 0")
     signal = rank_store()
     averager.launch(16, 0, [(0, [torch.ones(4)])], "step 16 of sync 0").wait()
+    averager.set_timeout(timedelta(seconds=4))
     if rank == 1:
         signal.wait(["0", "2", "3"])
         return ""
@@ -290,7 +300,7 @@ def never_launches(rank, size):
 
 def test_a_time_out_names_who_has_not_launched():
     """Round 1 pairs 0 with 2 and 1 with 3: rank 3 waits to form its group, rank 0 then in a header of round 0."""
-    texts = run_ranks(4, never_launches, init=False, timeout=30)
+    texts = run_ranks(4, never_launches, init=False)
     assert "step 17 of sync 0 failed on rank 3 of 4, phase forming the group [1, 3] of round 1: timed out after 4 s" in texts[3]
     assert "rank 1 has not launched step 17 of sync 0" in texts[3] and "`timeout=`" in texts[3]
     assert "step 17 of sync 0 failed on rank 0 of 4" in texts[0]
@@ -298,7 +308,7 @@ def test_a_time_out_names_who_has_not_launched():
 
 
 def killed(rank, size, where):
-    averager = make_averager(rank, _C.Plan.create("grid", size), seconds=5)
+    averager = make_averager(rank, _C.Plan.create("grid", size))
     tensor = torch.ones(8 << 20)
     averager.launch(0, 0, [(EVERYONE, [tensor])], "step 0").wait()
     if rank == 1 and where == "before":
@@ -312,16 +322,16 @@ def killed(rank, size, where):
 
 @pytest.mark.parametrize("where", ["before", "during"])
 def test_a_killed_rank_is_an_error_on_all_others(where):
-    outcomes = run_ranks(3, killed, where, init=False, check=False, timeout=40)
+    outcomes = run_ranks(3, killed, where, init=False, check=False)
     assert outcomes[1].exitcode == -9
     for rank in (0, 2):
         text, seconds = outcomes[rank].value
-        assert outcomes[rank].ok and seconds < 15
+        assert outcomes[rank].ok and seconds < 40
         assert f"step 1 failed on rank {rank} of 3" in text and "the group [0, 1, 2] of all ranks" in text
 
 
 def leaves(rank, size):
-    averager = make_averager(rank, _C.Plan.create("auto", size), seconds=60)
+    averager = make_averager(rank, _C.Plan.create("auto", size))
     if rank == 1:
         averager.shutdown(abort=True)
         return ""
@@ -329,7 +339,7 @@ def leaves(rank, size):
 
 
 def test_a_rank_that_left_is_not_waited_for():
-    text, _ = run_ranks(2, leaves, init=False, timeout=20)
+    text, _ = run_ranks(2, leaves, init=False, timeout=50)
     assert "phase forming the group [0, 1] of round 0: rank 1 has left" in text
 
 
@@ -338,7 +348,7 @@ def test_a_rank_that_left_is_not_waited_for():
 
 def shut_down(rank, size, abort):
     """Rank 0 launches what nobody joins; it gets an error, and shutdown() returns soon."""
-    averager = make_averager(rank, _C.Plan.create("auto", size), seconds=60)
+    averager = make_averager(rank, _C.Plan.create("auto", size))
     averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0").wait()
     signal = rank_store()
     if rank == 1:
@@ -358,9 +368,9 @@ def shut_down(rank, size, abort):
 
 @pytest.mark.parametrize("abort", [False, True])
 def test_shutdown_with_a_launch_pending(abort):
-    (text, seconds), _ = run_ranks(2, shut_down, abort, init=False, timeout=30)
+    (text, seconds), _ = run_ranks(2, shut_down, abort, init=False, timeout=50)
     assert text == "dssync: step 1 was not done: the averager has been shut down"
-    assert seconds < 5
+    assert seconds < 20  # two seconds, and what a busy machine adds; the time-out is 60
 
 
 def finish_first(rank, size):
@@ -381,7 +391,7 @@ kept: list[object] = []
 
 def dropped(rank, size):
     """Averagers nobody shuts down, one with a launch that nobody joins; then the interpreter ends."""
-    averager = make_averager(rank, _C.Plan.create("auto", size), seconds=60)
+    averager = make_averager(rank, _C.Plan.create("auto", size))
     averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0").wait()
     if rank == 0:
         kept.append(averager.launch(1, 0, [(0, [torch.ones(4)])], "step 1"))
@@ -390,7 +400,7 @@ def dropped(rank, size):
 
 
 def test_no_hang_at_exit_with_a_launch_pending():
-    outcomes = run_ranks(2, dropped, init=False, interpreter_exit=True, timeout=20, check=False)
+    outcomes = run_ranks(2, dropped, init=False, interpreter_exit=True, timeout=50, check=False)
     assert [outcome.exitcode for outcome in outcomes] == [0, 0] and [outcome.value for outcome in outcomes] == [1, 0]
 
 
