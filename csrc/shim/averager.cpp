@@ -17,7 +17,7 @@ namespace dssync {
 namespace {
 
 constexpr size_t kBucketsInFlight = 3; // one filling, one on the wire, one emptying
-constexpr std::chrono::seconds kShutdownPatience{2};
+constexpr std::chrono::milliseconds kShutdownPatience{2000};
 constexpr int64_t kHeaderMagic = 0x6473733100000001; // "dss1", version 1
 
 enum HeaderField : size_t { kMagic, kStep, kLayout, kShapes, kElements, kBytes, kTensors, kDtype, kHeaderSize };
