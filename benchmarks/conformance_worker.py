@@ -53,6 +53,7 @@ class TakenForGloo(str):
 
 
 def main() -> None:
+    _end_with_parent()
     backend, limit, logs = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
     # The channel to conformance.py is ours alone: what torch or a test prints must not get into it.
     channel = os.fdopen(os.dup(1), "w", buffering=1)
