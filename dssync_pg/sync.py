@@ -151,7 +151,8 @@ class Sync:
         """The exact mean of all ranks in, the rank's own weights back out.
 
         Collective: every rank enters it. Inside, parameters and BatchNorm statistics are the mean over all ranks (bitwise the same
-        on each): evaluate and save there. Costs one more copy of the model and one global all-reduce.
+        on each): evaluate and save there, and change nothing, since what is written to the parameters inside (load_state_dict(),
+        say) is lost at its end. Costs one more copy of the model and one global all-reduce.
         """
         with averaged([self]):
             yield

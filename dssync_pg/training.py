@@ -225,7 +225,9 @@ def _make_sync(module: nn.Module, optimizer: Optimizer, group: Group, binding: _
             return sync
         clash = next((names[id(p)] for p in held if id(p) in names and id(p) in sync._names and _holds(sync, p)), None)
         if clash is not None:
-            raise Refused(f"parameter {clash} already belongs to {sync.name} ({type(sync.optimizer).__name__})")
+            raise Refused(
+                f"parameter {clash} already belongs to {sync.name} ({type(sync.optimizer).__name__}): detach() that first"
+            )
     buffers = [] if binding.syncs else _batch_norm_statistics(module)
     sync = Sync(group, module, optimizer, binding.family, names, buffers, group.next_sync_index())
     binding.syncs.append(sync)
@@ -278,8 +280,9 @@ def _install(module: nn.Module, binding: _Binding, made: Sequence[Sync]) -> None
         _sync_module_states(module, binding.group.process_group(), 25 << 20, 0, set())
         binding.handles.append(module.register_forward_pre_hook(_ModuleHook(_before_plain_forward, {}.get)))
     target = module.module if isinstance(module, DDP) else module
-    if target not in _warns_on_state_dict:
-        _warns_on_state_dict[target] = binding
+    known = target in _warns_on_state_dict
+    _warns_on_state_dict[target] = weakref.ref(binding)
+    if not known:
         binding.handles.append(target.register_state_dict_pre_hook(_ModuleHook(_before_state_dict, getattr)))
     binding.decided = True
     for sync in made:
@@ -532,11 +535,13 @@ def _before_plain_forward(module: nn.Module, args: Any) -> None:
         _sync.launch_due(binding.syncs, "next forward")
 
 
-_warns_on_state_dict: weakref.WeakKeyDictionary[nn.Module, _Binding] = weakref.WeakKeyDictionary()
+# Weak on both sides: the inner module of a DDP module may outlive it and be wrapped again.
+_warns_on_state_dict: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Binding]] = weakref.WeakKeyDictionary()
 
 
 def _before_state_dict(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    binding = _warns_on_state_dict.get(module)
+    reference = _warns_on_state_dict.get(module)
+    binding = reference() if reference is not None else None
     for sync in binding.syncs if binding is not None else []:
         if not sync._replicas_equal and not sync._inside_average:
             sync._warn(

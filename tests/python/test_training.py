@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 import pickle
 import random
@@ -253,6 +254,15 @@ def test_learning_rate_zero_reaches_consensus_in_a_period(world):
         start = (before - mean).norm(dim=1).square().mean().sqrt()
         assert spread[-1] <= rho * start * (1 + 1e-6)  # the contraction bounds a period
         assert spread[-1] > 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 7, 8])
+def test_learning_rate_zero_makes_all_ranks_equal_after_a_grids_period(world):
+    """Prime N has no grid but one group of all; the default there, shuffled unequal groups, only contracts (above)."""
+    before, after, spread, rho, _ = run_ranks(world, learning_rate_zero, timeout=120, pg_options=Options(plan="grid"))[0]
+    assert rho == 0
+    torch.testing.assert_close(after, before.mean(0).expand_as(after), rtol=0, atol=1e-12)
+    assert spread[-1] < 1e-10
 
 
 def measures(rank, world):
@@ -702,6 +712,23 @@ def layouts_differ(rank, world):
 
 def test_attach_with_different_models_is_an_error_on_every_rank():
     assert run_ranks(2, layouts_differ) == [True, True]
+
+
+def wrapped_again(rank, world):
+    net = make(False)
+    for round_ in range(2):
+        model = DDP(net)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        one_step(model, optimizer, rank, round_)
+        assert len(dssync_pg.get_syncs(model)) == 1
+        del model, optimizer
+        gc.collect()
+        assert dssync_pg.get_syncs() == ()
+    return True
+
+
+def test_a_module_may_be_wrapped_again():
+    assert run_ranks(2, wrapped_again) == [True, True]
 
 
 def attached_twice(rank, world):
