@@ -2,9 +2,9 @@
 
 #include "text.hpp"
 
-#include <ATen/ops/empty.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
@@ -38,7 +38,6 @@ struct InnerCall {
     std::exception_ptr error;
 };
 
-
 // The part of a launch that one group averages.
 struct GroupRun {
     uint32_t round;
@@ -60,7 +59,8 @@ struct Flight {
 };
 
 std::exception_ptr shutDownError(const std::string &what) {
-    return std::make_exception_ptr(C10_BUILD_ERROR(DistBackendError, c10::str("dssync: ", what, " was not done: the averager has been shut down")));
+    return std::make_exception_ptr(
+        C10_BUILD_ERROR(DistBackendError, c10::str("dssync: ", what, " was not done: the averager has been shut down")));
 }
 
 int64_t dtypeCode(const Tensors &tensors) {
@@ -128,15 +128,15 @@ struct Mismatch : std::runtime_error {
 class AveragerThread : public std::enable_shared_from_this<AveragerThread> {
   public:
     explicit AveragerThread(AveragerOptions options)
-        : options_(std::move(options)),
-          store_(c10::make_intrusive<c10d::PrefixStore>("dssync/" + options_.name, options_.store)), timeout_(options_.timeout),
-          watch_(store_, options_.rank),
+        : options_(std::move(options)), store_(c10::make_intrusive<c10d::PrefixStore>("dssync/" + options_.name, options_.store)),
+          timeout_(options_.timeout), watch_(store_, options_.rank),
           groups_(store_, static_cast<uint32_t>(options_.rank), options_.plan, options_.makeGroup, options_.maxGroups, watch_),
           label_(std::make_shared<GroupLabel>(
               GroupLabel{options_.rank, static_cast<int>(options_.plan.worldSize()), "averages of " + options_.name})) {
-        TORCH_CHECK_VALUE(options_.rank >= 0 && static_cast<uint32_t>(options_.rank) < options_.plan.worldSize(),
-                          "dssync: rank ", options_.rank, " is not in the plan's world of ", options_.plan.worldSize());
-        TORCH_CHECK_VALUE(options_.maxGroups > 0 && options_.bucketBytes > 0, "dssync: max_groups and bucket_bytes must be above 0");
+        TORCH_CHECK_VALUE(options_.rank >= 0 && static_cast<uint32_t>(options_.rank) < options_.plan.worldSize(), "dssync: rank ",
+                          options_.rank, " is not in the plan's world of ", options_.plan.worldSize());
+        TORCH_CHECK_VALUE(options_.maxGroups > 0 && options_.bucketBytes > 0,
+                          "dssync: max_groups and bucket_bytes must be above 0");
     }
 
     bool hasEndedWithin(std::chrono::milliseconds patience);
@@ -199,8 +199,8 @@ class AveragerThread : public std::enable_shared_from_this<AveragerThread> {
     std::deque<Flight> flights_;
     std::optional<Launch> current_;
     std::atomic<size_t> callsInFlight_{0}; // on inner groups
-    std::string phase_; // of current_, for errors: "header of the group [0, 1] of round 2"
-    std::vector<uint32_t> members_; // who takes part in it
+    std::string phase_;                    // of current_, for errors: "header of the group [0, 1] of round 2"
+    std::vector<uint32_t> members_;        // who takes part in it
 };
 
 std::chrono::milliseconds AveragerThread::timeout() {
@@ -478,7 +478,9 @@ std::string AveragerThread::whoIsMissing(const std::string &text) noexcept {
     }
     try {
         const auto missing = watch_.whoIsMissing(members_, current_->step, current_->what);
-        return missing.empty() ? "every member has launched it: a connection is stuck, or slower than the time-out allows" : missing;
+        return !missing.empty() ? missing
+                                : watch_.failureOfOthers().value_or(
+                                      "all of them have launched it: one waits for another rank, or a connection is stuck");
     } catch (...) { // the store may be what failed
         return "";
     }
@@ -493,13 +495,14 @@ void AveragerThread::shutdown(bool abort) {
         aborted_ = aborted_ || abort;
         watch_.notify();
     }
-    if (abort || !hasEndedWithin(kShutdownPatience * 3 / 4)) {
+    const auto toFinish = abort ? std::chrono::milliseconds(0) : kShutdownPatience * 3 / 4;
+    if (!hasEndedWithin(toFinish)) {
         watch_.stop();
     }
-    const bool ended = hasEndedWithin(kShutdownPatience / 4);
+    const bool ended = hasEndedWithin(kShutdownPatience - toFinish);
     if (thread_.joinable()) {
         // A thread stuck in an inner backend is left behind: it owns all it needs, and touches Python no more.
-        ended && thread_.get_id() != std::this_thread::get_id() ? thread_.join() : thread_.detach();
+        ended &&thread_.get_id() != std::this_thread::get_id() ? thread_.join() : thread_.detach();
     }
 }
 

@@ -6,9 +6,9 @@
 
 #include <c10/util/StringUtil.h>
 #include <pybind11/chrono.h>
-#include <torch/csrc/utils/pybind.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/distributed/c10d/Store.hpp>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 namespace dssync {
@@ -78,7 +78,8 @@ void bindCore(py::module_ &m) {
             },
             py::arg("kind"), py::arg("world_size"), py::arg("group_size") = 0, py::arg("max_period") = 0, py::arg("seed") = 0)
         .def_static("explicit", &PlanHandle::createExplicit, py::arg("world_size"), py::arg("rounds"), py::arg("seed") = 0)
-        .def_static("deserialize", [](const py::bytes &data) { return PlanHandle::deserialize(data); }, py::arg("data"))
+        .def_static(
+            "deserialize", [](const py::bytes &data) { return PlanHandle::deserialize(data); }, py::arg("data"))
         .def("serialize", [](const PlanHandle &plan) { return py::bytes(plan.serialize()); })
         .def_property_readonly("kind", [](const PlanHandle &plan) { return nameOf(dss_plan_kind(plan.get())); })
         .def_property_readonly("world_size", &PlanHandle::worldSize)
@@ -118,7 +119,8 @@ void bindShim(py::module_ &m) {
         .def(py::init([](std::string name, c10::intrusive_ptr<c10d::Store> store, int rank, PlanHandle plan, py::object makeGroup,
                          std::chrono::milliseconds timeout, size_t bucketBytes, size_t maxGroups) {
                  return std::make_shared<Averager>(AveragerOptions{std::move(name), std::move(store), rank, std::move(plan),
-                                                                   callback(std::move(makeGroup)), timeout, bucketBytes, maxGroups});
+                                                                   callback(std::move(makeGroup)), timeout, bucketBytes,
+                                                                   maxGroups});
              }),
              py::arg("name"), py::arg("store"), py::arg("rank"), py::arg("plan"), py::arg("make_group"), py::arg("timeout"),
              py::arg("bucket_bytes") = size_t{25} << 20, py::arg("max_groups") = 16)

@@ -36,14 +36,12 @@ class PythonCallback {
     ~PythonCallback();
 
     // Takes the lock, calls, and converts the result while the lock is held. Python's exceptions pass through.
-    template <typename Result, typename... Args>
-    Result call(Args &&...args) const {
+    template <typename Result, typename... Args> Result call(Args &&...args) const {
         py::gil_scoped_acquire gil;
         return py::cast<Result>(callable_(std::forward<Args>(args)...));
     }
 
-    template <typename... Args>
-    void operator()(Args &&...args) const {
+    template <typename... Args> void operator()(Args &&...args) const {
         py::gil_scoped_acquire gil;
         callable_(std::forward<Args>(args)...);
     }

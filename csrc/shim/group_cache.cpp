@@ -4,8 +4,8 @@
 
 #include <c10/util/StringUtil.h>
 #include <pybind11/chrono.h>
-#include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 
@@ -25,15 +25,13 @@ std::string readyKey(const std::string &prefix, uint32_t rank) {
 } // namespace
 
 std::string Group::describe() const {
-    return c10::str("the group ", describeRanks(members), " of ",
-                    round == kExactRound ? "all ranks" : c10::str("round ", round));
+    return c10::str("the group ", describeRanks(members), " of ", round == kExactRound ? "all ranks" : c10::str("round ", round));
 }
 
 GroupCache::GroupCache(c10::intrusive_ptr<c10d::Store> store, uint32_t rank, PlanHandle plan,
                        std::shared_ptr<const PythonCallback> makeGroup, size_t maxGroups, Watch &watch)
     : store_(std::move(store)), rank_(rank), plan_(std::move(plan)), makeGroup_(std::move(makeGroup)), maxGroups_(maxGroups),
-      watch_(watch) {
-}
+      watch_(watch) {}
 
 Group GroupCache::get(uint32_t round, std::chrono::milliseconds timeout, uint64_t step, const std::string &what) {
     auto found = entries_.find(round);

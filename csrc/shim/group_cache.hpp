@@ -29,8 +29,8 @@ struct Group {
 
 class GroupCache {
   public:
-    GroupCache(c10::intrusive_ptr<c10d::Store> store, uint32_t rank, PlanHandle plan, std::shared_ptr<const PythonCallback> makeGroup,
-               size_t maxGroups, Watch &watch);
+    GroupCache(c10::intrusive_ptr<c10d::Store> store, uint32_t rank, PlanHandle plan,
+               std::shared_ptr<const PythonCallback> makeGroup, size_t maxGroups, Watch &watch);
 
     // This rank's group of the round; forms it if needed. `step` and `what` are for the error that names who is missing.
     Group get(uint32_t round, std::chrono::milliseconds timeout, uint64_t step, const std::string &what);

@@ -26,8 +26,7 @@ struct PostQueue::State {
     bool closed = false;
 };
 
-PostQueue::PostQueue() : state_(std::make_shared<State>()) {
-}
+PostQueue::PostQueue() : state_(std::make_shared<State>()) {}
 
 PostQueue::~PostQueue() {
     std::deque<Task> left;

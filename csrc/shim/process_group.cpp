@@ -3,8 +3,8 @@
 #include "exact_average.hpp"
 #include "text.hpp"
 
-#include <ATen/ops/cat.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/cat.h>
 #include <c10/util/StringUtil.h>
 
 #include <numeric>
@@ -70,8 +70,7 @@ bool isAverage(const c10d::ReduceOp &op) {
     return op.op_ == c10d::ReduceOp::AVG;
 }
 
-template <typename Options>
-Options asSum(Options options) {
+template <typename Options> Options asSum(Options options) {
     options.reduceOp = c10d::ReduceOp::SUM;
     return options;
 }
@@ -206,7 +205,8 @@ c10::intrusive_ptr<c10d::Backend> ProcessGroupDssync::wrap(BackendPtr inner, con
     }
     const int rank = inner->getRank();
     const int size = inner->getSize();
-    ProcessGroupOptions options{std::move(inner), gate_, nullptr, minBytes_, nullptr, nullptr, c10::str(how, label_->label), timeout_};
+    ProcessGroupOptions options{std::move(inner), gate_, nullptr, minBytes_, nullptr, nullptr, c10::str(how, label_->label),
+                                timeout_};
     return c10::make_intrusive<ProcessGroupDssync>(rank, size, std::move(options));
 }
 
@@ -234,7 +234,8 @@ BackendPtr ProcessGroupDssync::enter(const Operation &operation) {
 
 c10::intrusive_ptr<WorkDssync> ProcessGroupDssync::makeWork(const Operation &operation, TensorLists outputs, const Tensors &inputs,
                                                             std::shared_ptr<const SideStreams> streams) {
-    return c10::make_intrusive<WorkDssync>(operation, label_, ++sequence_, std::move(outputs), inputs, std::move(streams), pending_);
+    return c10::make_intrusive<WorkDssync>(operation, label_, ++sequence_, std::move(outputs), inputs, std::move(streams),
+                                           pending_);
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::start(Call call) {
@@ -307,8 +308,9 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::broadcast(Tensors &tensors, cons
     auto inner = enter(kBroadcast);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->inOut(tensors);
-    return start({kBroadcast, inner, staging, tensors, {tensors},
-                  [hosts, options](c10d::Backend &to) mutable { return Posted{to.broadcast(hosts, options)}; }});
+    return start({kBroadcast, inner, staging, tensors, {tensors}, [hosts, options](c10d::Backend &to) mutable {
+                      return Posted{to.broadcast(hosts, options)};
+                  }});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce(Tensors &tensors, const c10d::AllreduceOptions &options) {
@@ -323,8 +325,9 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce(Tensors &tensors, cons
     }
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->inOut(tensors);
-    return start({kAllReduce, inner, staging, tensors, {tensors},
-                  [hosts, options](c10d::Backend &to) mutable { return Posted{to.allreduce(hosts, options)}; }});
+    return start({kAllReduce, inner, staging, tensors, {tensors}, [hosts, options](c10d::Backend &to) mutable {
+                      return Posted{to.allreduce(hosts, options)};
+                  }});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduceAverage(const Operation &operation, const BackendPtr &inner,
@@ -333,7 +336,11 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduceAverage(const Operation
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->inOut(tensors);
     auto sums = std::make_shared<Tensors>(); // filled when the hosts hold their values
-    return start({operation, inner, staging, tensors, {tensors},
+    return start({operation,
+                  inner,
+                  staging,
+                  tensors,
+                  {tensors},
                   [hosts, sums, post](c10d::Backend &to) {
                       *sums = widened(hosts);
                       return Posted{post(to, *sums)};
@@ -345,23 +352,24 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce_sparse(Tensors &tensor
     auto inner = enter(kSparseAllReduce);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->inOut(tensors);
-    return start({kSparseAllReduce, inner, staging, tensors, {tensors},
-                  [hosts, options](c10d::Backend &to) mutable { return Posted{to.allreduce_sparse(hosts, options)}; }});
+    return start({kSparseAllReduce, inner, staging, tensors, {tensors}, [hosts, options](c10d::Backend &to) mutable {
+                      return Posted{to.allreduce_sparse(hosts, options)};
+                  }});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce_coalesced(Tensors &tensors,
                                                                     const c10d::AllreduceCoalescedOptions &options) {
     auto inner = enter(kAllReduceCoalesced);
     if (isAverage(options.reduceOp)) {
-        return allreduceAverage(kAllReduceCoalesced, inner, tensors,
-                                [options = asSum(options)](c10d::Backend &to, Tensors &sums) {
-                                    return to.allreduce_coalesced(sums, options);
-                                });
+        return allreduceAverage(kAllReduceCoalesced, inner, tensors, [options = asSum(options)](c10d::Backend &to, Tensors &sums) {
+            return to.allreduce_coalesced(sums, options);
+        });
     }
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->inOut(tensors);
-    return start({kAllReduceCoalesced, inner, staging, tensors, {tensors},
-                  [hosts, options](c10d::Backend &to) mutable { return Posted{to.allreduce_coalesced(hosts, options)}; }});
+    return start({kAllReduceCoalesced, inner, staging, tensors, {tensors}, [hosts, options](c10d::Backend &to) mutable {
+                      return Posted{to.allreduce_coalesced(hosts, options)};
+                  }});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduce(Tensors &tensors, const c10d::ReduceOptions &options) {
@@ -377,7 +385,11 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduce(Tensors &tensors, const c
     if (average && options.rootRank == getRank()) {
         finish = [hosts, sums, size = getSize()] { divideInto(*sums, size, hosts); };
     }
-    return start({kReduce, inner, staging, tensors, {tensors},
+    return start({kReduce,
+                  inner,
+                  staging,
+                  tensors,
+                  {tensors},
                   [hosts, sums, average, options](c10d::Backend &to) {
                       *sums = average ? widened(hosts) : hosts;
                       return Posted{to.reduce(*sums, average ? asSum(options) : options)};
@@ -391,9 +403,8 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allgather(TensorLists &outputs, 
     auto staging = std::make_shared<Staging>(concat(inputs, concat(outputs)));
     auto to = outputsOf(*staging, outputs);
     auto from = staging->in(inputs);
-    return start({kAllGather, inner, staging, inputs, outputs, [to, from, options](c10d::Backend &backend) mutable {
-                      return Posted{backend.allgather(to, from, options)};
-                  }});
+    return start({kAllGather, inner, staging, inputs, outputs,
+                  [to, from, options](c10d::Backend &backend) mutable { return Posted{backend.allgather(to, from, options)}; }});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::_allgather_base(at::Tensor &output, at::Tensor &input,
@@ -452,8 +463,9 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::scatter(Tensors &outputs, Tensor
     auto staging = std::make_shared<Staging>(concat(outputs, concat(inputs)));
     auto to = staging->out(outputs);
     auto from = inputsOf(*staging, inputs);
-    return start({kScatter, inner, staging, concat(inputs), {outputs},
-                  [to, from, options](c10d::Backend &backend) mutable { return Posted{backend.scatter(to, from, options)}; }});
+    return start({kScatter, inner, staging, concat(inputs), {outputs}, [to, from, options](c10d::Backend &backend) mutable {
+                      return Posted{backend.scatter(to, from, options)};
+                  }});
 }
 
 // Gloo reduce-scatters by an all-reduce that it finishes only inside wait(), without a future; this is the same all-reduce,
@@ -473,7 +485,11 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduceScatter(const Operation &o
     auto from = inputsOf(*staging, inputs);
     auto to = staging->out(outputs);
     auto sums = std::make_shared<Tensors>();
-    return start({operation, inner, staging, concat(inputs), {outputs},
+    return start({operation,
+                  inner,
+                  staging,
+                  concat(inputs),
+                  {outputs},
                   [from, sums, average, reduceOptions](c10d::Backend &backend) {
                       at::AutoDispatchBelowADInplaceOrView raw;
                       Posted posted;
@@ -501,7 +517,8 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduce_scatter(Tensors &outputs,
                                                                const c10d::ReduceScatterOptions &options) {
     auto inner = enter(kReduceScatter);
     TORCH_CHECK_VALUE(!outputs.empty() && outputs.size() == inputs.size(),
-                      "dssync: reduce_scatter needs as many outputs as lists of inputs, got ", outputs.size(), " and ", inputs.size());
+                      "dssync: reduce_scatter needs as many outputs as lists of inputs, got ", outputs.size(), " and ",
+                      inputs.size());
     std::vector<int64_t> offsets;
     for (size_t i = 0; i < outputs.size(); ++i) {
         const auto &list = inputs[i];
@@ -511,8 +528,8 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduce_scatter(Tensors &outputs,
             TORCH_CHECK_VALUE(tensor.dtype() == outputs[i].dtype(), "dssync: reduce_scatter of ", tensor.dtype(), " into ",
                               outputs[i].dtype());
         }
-        TORCH_CHECK_VALUE(list[getRank()].sizes() == outputs[i].sizes(), "dssync: reduce_scatter puts input ", getRank(), " of sizes ",
-                          list[getRank()].sizes(), " into an output of sizes ", outputs[i].sizes());
+        TORCH_CHECK_VALUE(list[getRank()].sizes() == outputs[i].sizes(), "dssync: reduce_scatter puts input ", getRank(),
+                          " of sizes ", list[getRank()].sizes(), " into an output of sizes ", outputs[i].sizes());
         offsets.push_back(std::accumulate(list.begin(), list.begin() + getRank(), int64_t{0},
                                           [](int64_t sum, const at::Tensor &tensor) { return sum + tensor.numel(); }));
     }
@@ -540,9 +557,10 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduceScatterTensors(const Opera
     TensorLists lists;
     std::vector<int64_t> offsets;
     for (size_t i = 0; i < outputs.size(); ++i) {
-        TORCH_CHECK_VALUE(inputs[i].dtype() == outputs[i].dtype() && inputs[i].numel() == outputs[i].numel() * getSize(), "dssync: ",
-                          operation.name, " needs an input of ", getSize(), " times the output's size, and of its dtype; got ",
-                          describeTensors({inputs[i]}), " and ", describeTensors({outputs[i]}));
+        TORCH_CHECK_VALUE(inputs[i].dtype() == outputs[i].dtype() && inputs[i].numel() == outputs[i].numel() * getSize(),
+                          "dssync: ", operation.name, " needs an input of ", getSize(),
+                          " times the output's size, and of its dtype; got ", describeTensors({inputs[i]}), " and ",
+                          describeTensors({outputs[i]}));
         lists.push_back({inputs[i]});
         offsets.push_back(getRank() * outputs[i].numel());
     }
@@ -550,14 +568,17 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::reduceScatterTensors(const Opera
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::alltoall_base(at::Tensor &output, at::Tensor &input,
-                                                              std::vector<int64_t> &outputSplits,
-                                                              std::vector<int64_t> &inputSplits,
+                                                              std::vector<int64_t> &outputSplits, std::vector<int64_t> &inputSplits,
                                                               const c10d::AllToAllOptions &options) {
     auto inner = enter(kAllToAllBase);
     auto staging = std::make_shared<Staging>(Tensors{input, output});
     auto to = staging->out(output);
     auto from = staging->in(input);
-    return start({kAllToAllBase, inner, staging, {input}, {{output}},
+    return start({kAllToAllBase,
+                  inner,
+                  staging,
+                  {input},
+                  {{output}},
                   [to, from, outputSplits, inputSplits, options](c10d::Backend &backend) mutable {
                       return Posted{backend.alltoall_base(to, from, outputSplits, inputSplits, options)};
                   }});
@@ -568,16 +589,22 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::alltoall(Tensors &outputs, Tenso
     auto staging = std::make_shared<Staging>(concat(inputs, outputs));
     auto to = staging->out(outputs);
     auto from = staging->in(inputs);
-    return start({kAllToAll, inner, staging, inputs, {outputs},
-                  [to, from, options](c10d::Backend &backend) mutable { return Posted{backend.alltoall(to, from, options)}; }});
+    return start({kAllToAll, inner, staging, inputs, {outputs}, [to, from, options](c10d::Backend &backend) mutable {
+                      return Posted{backend.alltoall(to, from, options)};
+                  }});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::send(Tensors &tensors, int destination, int tag) {
     auto inner = enter(kSend);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->in(tensors);
-    return start({kSend, inner, staging, tensors, {},
-                  [hosts, destination, tag](c10d::Backend &to) mutable { return Posted{to.send(hosts, destination, tag)}; }, {},
+    return start({kSend,
+                  inner,
+                  staging,
+                  tensors,
+                  {},
+                  [hosts, destination, tag](c10d::Backend &to) mutable { return Posted{to.send(hosts, destination, tag)}; },
+                  {},
                   /*lazy=*/true});
 }
 
@@ -585,8 +612,13 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::recv(Tensors &tensors, int sourc
     auto inner = enter(kRecv);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->out(tensors);
-    return start({kRecv, inner, staging, tensors, {tensors},
-                  [hosts, source, tag](c10d::Backend &from) mutable { return Posted{from.recv(hosts, source, tag)}; }, {},
+    return start({kRecv,
+                  inner,
+                  staging,
+                  tensors,
+                  {tensors},
+                  [hosts, source, tag](c10d::Backend &from) mutable { return Posted{from.recv(hosts, source, tag)}; },
+                  {},
                   /*lazy=*/true});
 }
 
@@ -594,15 +626,21 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::recvAnysource(Tensors &tensors, 
     auto inner = enter(kRecvAnySource);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->out(tensors);
-    return start({kRecvAnySource, inner, staging, tensors, {tensors},
-                  [hosts, tag](c10d::Backend &from) mutable { return Posted{from.recvAnysource(hosts, tag)}; }, {},
+    return start({kRecvAnySource,
+                  inner,
+                  staging,
+                  tensors,
+                  {tensors},
+                  [hosts, tag](c10d::Backend &from) mutable { return Posted{from.recvAnysource(hosts, tag)}; },
+                  {},
                   /*lazy=*/true});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::barrier(const c10d::BarrierOptions &options) {
     auto inner = enter(kBarrier);
-    return start({kBarrier, inner, std::make_shared<Staging>(Tensors()), {}, {},
-                  [options](c10d::Backend &to) { return Posted{to.barrier(options)}; }});
+    return start({kBarrier, inner, std::make_shared<Staging>(Tensors()), {}, {}, [options](c10d::Backend &to) {
+                      return Posted{to.barrier(options)};
+                  }});
 }
 
 void ProcessGroupDssync::monitoredBarrier(const c10d::BarrierOptions &options, bool waitAllRanks) {

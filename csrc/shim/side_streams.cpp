@@ -1,7 +1,7 @@
 #include "side_streams.hpp"
 
-#include <ATen/ops/empty.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>

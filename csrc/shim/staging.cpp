@@ -1,7 +1,7 @@
 #include "staging.hpp"
 
-#include <ATen/ops/empty.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 
 namespace dssync {
 

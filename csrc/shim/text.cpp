@@ -73,7 +73,8 @@ std::string asSentence(const std::string &text) {
 
 std::string adviceFor(const std::string &text) {
     if (isTimeout(text)) {
-        return " Look for a rank that stopped, failed or took another branch; `timeout=` of the process group sets how long to wait.";
+        return " Look for a rank that stopped, failed or took another branch; `timeout=` of the process group sets how long to "
+               "wait.";
     }
     if (saysOneOf(text, {"closed by peer", "connection reset", "connection refused", "broken pipe"})) {
         return " A peer ended or lost its connection: the first error in its log says why.";
@@ -82,8 +83,7 @@ std::string adviceFor(const std::string &text) {
 }
 
 namespace {
-template <typename E>
-std::exception_ptr make(const std::string &text) {
+template <typename E> std::exception_ptr make(const std::string &text) {
     return std::make_exception_ptr(E({__func__, __FILE__, static_cast<uint32_t>(__LINE__)}, text));
 }
 } // namespace

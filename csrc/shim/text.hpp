@@ -14,10 +14,10 @@
 
 namespace dssync {
 
-std::string dtypeName(at::ScalarType dtype);                    // "float32"
+std::string dtypeName(at::ScalarType dtype);                         // "float32"
 std::string describeTensors(const std::vector<at::Tensor> &tensors); // "float32[2, 3]", "3 tensors, first float32[2, 3]", ""
-std::string describeRanks(const std::vector<uint32_t> &ranks);  // "[0, 3]"
-std::string describeSeconds(std::chrono::milliseconds duration); // "30 s", "0.5 s"
+std::string describeRanks(const std::vector<uint32_t> &ranks);       // "[0, 3]"
+std::string describeSeconds(std::chrono::milliseconds duration);     // "30 s", "0.5 s"
 
 // The text of an exception without the C++ stack that c10 appends.
 std::string exceptionText(const std::exception_ptr &error);

@@ -88,7 +88,9 @@ void Watch::housekeep() {
     }
     nextHousekeeping_ = now + kHousekeepingPeriod;
     publish();
-    throwIfOthersFailed();
+    if (const auto failure = failureOfOthers()) {
+        throw std::runtime_error(*failure);
+    }
 }
 
 void Watch::publish() {
@@ -102,10 +104,8 @@ void Watch::publish() {
     }
 }
 
-void Watch::throwIfOthersFailed() {
-    if (store_->check({kFailedKey})) {
-        throw std::runtime_error(store_->get_to_str(kFailedKey));
-    }
+std::optional<std::string> Watch::failureOfOthers() {
+    return store_->check({kFailedKey}) ? std::optional(store_->get_to_str(kFailedKey)) : std::nullopt;
 }
 
 std::string Watch::whoIsMissing(const std::vector<uint32_t> &members, uint64_t step, const std::string &what) {

@@ -49,6 +49,8 @@ class Watch {
     std::optional<uint64_t> lastLaunched();
     // Who of `members` is not known to have launched `step`; "" if all have. `what` is this rank's name for the step.
     std::string whoIsMissing(const std::vector<uint32_t> &members, uint64_t step, const std::string &what);
+    // What the first rank to give up has reported, if one has.
+    std::optional<std::string> failureOfOthers();
     // Tells the other ranks that this one gave up. Never throws.
     void reportFailure(const std::string &text) noexcept;
     // Tells them that this one is going away with averages unfinished. Never throws.
@@ -57,7 +59,6 @@ class Watch {
 
   private:
     void publish();
-    void throwIfOthersFailed();
     void housekeep(); // publish and look for failures, each at most once a second
 
     const c10::intrusive_ptr<c10d::Store> store_;

@@ -36,8 +36,7 @@ WorkDssync::WorkDssync(const Operation &operation, std::shared_ptr<const GroupLa
                        std::shared_ptr<std::atomic<int64_t>> pendingCount)
     : Work(group->rank, operation.type, operation.title, inputs), operation_(operation), group_(std::move(group)),
       sequence_(sequence), outputs_(std::move(outputs)), inputs_(inputs), streams_(std::move(streams)),
-      future_(makeFuture(outputs_, streams_.get())), pending_(std::move(pendingCount)) {
-}
+      future_(makeFuture(outputs_, streams_.get())), pending_(std::move(pendingCount)) {}
 
 void WorkDssync::attach(std::vector<c10::intrusive_ptr<c10d::Work>> inner, std::function<void()> finish) {
     {
@@ -131,8 +130,7 @@ int WorkDssync::sourceRank() const {
 }
 
 std::vector<at::Tensor> WorkDssync::result() {
-    TORCH_CHECK(isCompleted(),
-                "Work needs to be completed before calling result(). Should call wait() before result().");
+    TORCH_CHECK(isCompleted(), "Work needs to be completed before calling result(). Should call wait() before result().");
     TORCH_CHECK(outputs_.size() <= 1, "work result does not support list of lists, use .getFuture() and value()");
     return outputs_.empty() ? Tensors() : outputs_.front();
 }

@@ -60,7 +60,8 @@ class Pending {
 class WorkDssync final : public c10d::Work {
   public:
     WorkDssync(const Operation &operation, std::shared_ptr<const GroupLabel> group, uint64_t sequence, std::vector<Tensors> outputs,
-               const Tensors &inputs, std::shared_ptr<const SideStreams> streams, std::shared_ptr<std::atomic<int64_t>> pendingCount);
+               const Tensors &inputs, std::shared_ptr<const SideStreams> streams,
+               std::shared_ptr<std::atomic<int64_t>> pendingCount);
 
     // Follow these inner works; at least one. `finish` runs once all have succeeded.
     void attach(std::vector<c10::intrusive_ptr<c10d::Work>> inner, std::function<void()> finish);

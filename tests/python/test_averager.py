@@ -132,7 +132,7 @@ def refused(rank, size):
     averager = make_averager(rank, _C.Plan.create("auto", size))
     texts = []
     for tensor in (torch.ones(3, dtype=torch.int32), torch.ones(1).expand(4), torch.eye(2).to_sparse()):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="averaged") as error:
             averager.launch(0, 0, [(EVERYONE, [tensor])], "step 0")
         texts.append(str(error.value))
     with pytest.raises(ValueError, match="asks for round 99 of a plan of 1 rounds"):
@@ -299,12 +299,14 @@ def never_launches(rank, size):
 
 
 def test_a_time_out_names_who_has_not_launched():
-    """Round 1 pairs 0 with 2 and 1 with 3: rank 3 waits to form its group, rank 0 then in a header of round 0."""
+    """Rank 3 waits for it to form a group, rank 0 in a header, rank 2 for rank 3. The first to give up tells the others."""
     texts = run_ranks(4, never_launches, init=False)
-    assert "step 17 of sync 0 failed on rank 3 of 4, phase forming the group [1, 3] of round 1: timed out after 4 s" in texts[3]
-    assert "rank 1 has not launched step 17 of sync 0" in texts[3] and "`timeout=`" in texts[3]
-    assert "step 17 of sync 0 failed on rank 0 of 4" in texts[0]
-    assert "rank 1 has not launched step 17 of sync 0" in texts[0]
+    assert "step 17 of sync 0 failed on rank 3 of 4, phase forming the group [1, 3] of round 1: " in texts[3]
+    for rank in (0, 2, 3):
+        assert f"dssync: step 17 of sync 0 failed on rank {rank} of 4, phase " in texts[rank]
+        assert "timed out after 4 s" in texts[rank] and "`timeout=`" in texts[rank]
+    for rank in (0, 3):
+        assert "rank 1 has not launched step 17 of sync 0 (its last known step is 16)" in texts[rank]
 
 
 def killed(rank, size, where):
@@ -332,10 +334,14 @@ def test_a_killed_rank_is_an_error_on_all_others(where):
 
 def leaves(rank, size):
     averager = make_averager(rank, _C.Plan.create("auto", size))
+    signal = rank_store()
     if rank == 1:
         averager.shutdown(abort=True)
+        signal.wait(["done"])
         return ""
-    return error_of(averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0"))
+    text = error_of(averager.launch(0, 0, [(0, [torch.ones(4)])], "step 0"))
+    signal.set("done", "1")
+    return text
 
 
 def test_a_rank_that_left_is_not_waited_for():

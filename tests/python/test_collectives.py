@@ -22,11 +22,12 @@ DTYPES = [*INTEGERS, *FLOATS, torch.bool, torch.complex64, torch.complex128]
 def sample(dtype: torch.dtype, *shape: int, seed: int) -> Tensor:
     """Values that depend on the seed only. Integers stay small enough that a product over four ranks fits into uint8."""
     generator = torch.Generator().manual_seed(seed)
-    if dtype in FLOATS:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    if dtype.is_complex:
-        return torch.randn(shape, generator=generator, dtype=torch.complex128).to(dtype)
-    return torch.randint(0, 3, shape, generator=generator).to(dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    if dtype in FLOATS or dtype.is_complex:
+        values = torch.randn(shape, generator=generator, dtype=wide, device="cpu")
+    else:
+        values = torch.randint(0, 3, shape, generator=generator, device="cpu")
+    return values.to(torch.get_default_device(), dtype)
 
 
 # ---- each operation: (group, rank, size, dtype) -> tensors, equal on gloo and on dssync ---------------------------------------
@@ -478,3 +479,84 @@ def test_several_calls_in_flight_may_be_waited_for_in_any_order():
     # 2 ranks: the one group of the plan is everyone, so AVG is the mean of both.
     for values in run_ranks(2, out_of_order):
         assert values == [2 * i + 1.0 if i % 2 == 0 else i + 0.5 for i in range(6)]
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU at hand: staging through pinned memory goes untested")
+
+
+def device_differences(rank: int, size: int) -> list[str]:
+    """Every operation on device tensors against the same one on CPU tensors, both on dssync."""
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    different = []
+    for operation in [*SUMMING, *MOVING]:
+        expected = operation(dist.group.WORLD, rank, size, torch.float32)
+        with device:  # factories make device tensors; sample() moves its own
+            got = operation(dist.group.WORLD, rank, size, torch.float32)
+        if not all(torch.allclose(a, b.cpu(), rtol=1e-6) for a, b in zip(expected, got, strict=True)):
+            different.append(f"{operation.__name__}: cpu {expected}, {device} {got}")
+    return different
+
+
+@needs_gpu
+def test_device_tensors_give_what_cpu_tensors_give():
+    assert run_ranks(2, device_differences, timeout=120) == [[], []]
+
+
+def ordered_by_streams(rank: int, size: int) -> list[float]:
+    """Calls see what the caller's stream computes before them; after wait() the caller's stream sees their results."""
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    slow = torch.eye(4096, device=device)
+    results = []
+    for op in (ReduceOp.SUM, ReduceOp.AVG):
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            tensor = torch.zeros(1 << 20, device=device)
+            for _ in range(50):
+                slow = slow @ slow  # keeps the stream busy
+            tensor += rank + slow[0, 0]
+            work = dist.all_reduce(tensor, op=op, async_op=True)
+            assert work is not None
+            (value,) = work.get_future().wait()
+            assert value is tensor
+            work.wait()
+            doubled = tensor * 2
+            results.append(doubled.min().item())
+            results.append(doubled.max().item())
+    return results
+
+
+@needs_gpu
+def test_device_calls_are_ordered_with_the_callers_stream():
+    assert run_ranks(2, ordered_by_streams, timeout=120) == [[6.0, 6.0, 3.0, 3.0]] * 2
+
+
+def device_average(rank: int, size: int) -> list[Tensor]:
+    from datetime import timedelta
+
+    from harness import rank_store
+
+    from dssync_pg import _C
+
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    plan = _C.Plan.create("auto", size)
+    averager = _C.Averager(
+        "device", rank_store(), rank, plan, lambda *given: dist.ProcessGroupGloo(*given), timedelta(seconds=60), bucket_bytes=4096
+    )
+    tensors = [sample(dtype, 700, seed=rank).to(device) for dtype in FLOATS]
+    tensors.append(sample(torch.float32, 20, 30, seed=rank).to(device).t())
+    tensors.append(sample(torch.float32, 9, seed=rank))  # on the host
+    averager.launch(0, 0, [(_C.EXACT_ROUND, tensors)], "step 0").wait()
+    results = [tensor.cpu() for tensor in tensors]
+    averager.shutdown()
+    return results
+
+
+@needs_gpu
+def test_the_averager_takes_device_tensors():
+    for *flat, transposed, on_host in run_ranks(2, device_average, init=False, timeout=120):
+        for dtype, got in zip(FLOATS, flat, strict=True):
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(got.double(), mean(dtype, 700, 2), rtol=2 * eps, atol=max(eps, 1e-7))
+        torch.testing.assert_close(transposed.t().reshape(-1).double(), mean(torch.float32, 600, 2), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(on_host.double(), mean(torch.float32, 9, 2), rtol=1e-6, atol=1e-6)

@@ -395,3 +395,25 @@ def errors_travel(rank, size):
 
 def test_errors_can_be_pickled():
     assert all("Invalid scalar type" in text for text in run_ranks(2, errors_travel))
+
+
+# ---- fully sharded training ------------------------------------------------------------------------------------------------
+
+
+def sharded_gradients(rank, size):
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(6, 4)
+    reference = torch.nn.Linear(6, 4)
+    reference.load_state_dict(model.state_dict())
+    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (size,)))
+    inputs = torch.arange(12.0 * size).view(size, 2, 6)
+    (model(inputs[rank]).pow(2).sum()).backward()
+    sum(reference(part).pow(2).sum() / size for part in inputs).backward()
+    return model.weight.grad.full_tensor(), reference.weight.grad
+
+
+def test_fsdp2_runs_on_it_and_its_averages_are_exact():
+    for sharded, reference in run_ranks(2, sharded_gradients):
+        torch.testing.assert_close(sharded, reference)
