@@ -68,7 +68,7 @@ began = time.process_time()
 entry.load()()
 print(time.process_time() - began)
 """
-    # torch looks for entry points with or without ours; what ours adds is its load and its call. Measured in CPU time and in-process:
+    # torch looks for entry points with or without ours; ours adds its load and its call. Measured in CPU time and in-process:
     # between whole imports of 2 s the noise of a busy machine is larger than the bar.
     assert statistics.median(float(python(program)) for _ in range(3)) <= 0.020
 
