@@ -27,8 +27,7 @@ constexpr Operation kGather{"gather", "dssync:gather", OpType::GATHER};
 constexpr Operation kScatter{"scatter", "dssync:scatter", OpType::SCATTER};
 constexpr Operation kReduceScatter{"reduce_scatter", "dssync:reduce_scatter", OpType::REDUCE_SCATTER};
 constexpr Operation kReduceScatterBase{"reduce_scatter_tensor", "dssync:reduce_scatter", OpType::_REDUCE_SCATTER_BASE};
-constexpr Operation kReduceScatterCoalesced{"reduce_scatter_tensor_coalesced", "dssync:reduce_scatter",
-                                            OpType::REDUCE_SCATTER_TENSOR_COALESCED};
+constexpr Operation kReduceScatterCoalesced{"reduce_scatter_tensor_coalesced", "dssync:reduce_scatter", OpType::COALESCED};
 constexpr Operation kAllToAllBase{"all_to_all_single", "dssync:all_to_all", OpType::ALLTOALL_BASE};
 constexpr Operation kAllToAll{"all_to_all", "dssync:all_to_all", OpType::ALLTOALL};
 constexpr Operation kSend{"send", "dssync:send", OpType::SEND};
