@@ -143,8 +143,8 @@ def _headers(setting: tuple[str, str, str]) -> list[str]:
 def markdown(rows: list[Row]) -> str:
     """All settings as Markdown tables."""
     parts = [
-        "Differences are paired by seed and signed so that negative is worse than full all-reduce. 8 simulated workers; full all-reduce "
-        "is judged, as dssync is, with BatchNorm statistics averaged over the workers."
+        "Differences are paired by seed and signed so that negative is worse than full all-reduce. 8 simulated workers; "
+        "full all-reduce is judged, as dssync is, with BatchNorm statistics averaged over the workers."
     ]
     for setting, members in _settings(rows).items():
         lines = [f"**{_title(setting)}**", "", "| " + " | ".join(_headers(setting)) + " |", "| --- | --: | --: | --: | --: | --: |"]
