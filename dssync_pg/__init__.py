@@ -1,7 +1,7 @@
 """Divide-and-shuffle synchronization (DS-Sync, arXiv 2007.03298) as a PyTorch process-group backend.
 
-`torch.distributed.init_process_group(backend="dssync")` needs no import of this package; import it for what a script may want
-beyond that:
+`torch.distributed.init_process_group(backend="dssync")` needs no import of this package (unless the environment says
+TORCH_DEVICE_BACKEND_AUTOLOAD=0); import it for what a script may want beyond that:
 
 Options        what can be chosen, passed as `pg_options`
 Plan           who averages with whom, as a plain object
@@ -13,6 +13,7 @@ global_average the exact mean of the parameters for the length of a context
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,3 +53,10 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# Where torch is told not to load entry points, importing this package is what makes the backend known.
+if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") != "1":
+    from ._autoload import register
+
+    register()
