@@ -30,9 +30,9 @@ constexpr Operation kReduceScatterBase{"reduce_scatter_tensor", "dssync:reduce_s
 constexpr Operation kReduceScatterCoalesced{"reduce_scatter_tensor_coalesced", "dssync:reduce_scatter", OpType::COALESCED};
 constexpr Operation kAllToAllBase{"all_to_all_single", "dssync:all_to_all", OpType::ALLTOALL_BASE};
 constexpr Operation kAllToAll{"all_to_all", "dssync:all_to_all", OpType::ALLTOALL};
-constexpr Operation kSend{"send", "dssync:send", OpType::SEND, /*lazy=*/true};
-constexpr Operation kRecv{"recv", "dssync:recv", OpType::RECV, /*lazy=*/true};
-constexpr Operation kRecvAnySource{"recv from any source", "dssync:recvAnySource", OpType::RECVANYSOURCE, /*lazy=*/true};
+constexpr Operation kSend{"send", "dssync:send", OpType::SEND};
+constexpr Operation kRecv{"recv", "dssync:recv", OpType::RECV};
+constexpr Operation kRecvAnySource{"recv from any source", "dssync:recvAnySource", OpType::RECVANYSOURCE};
 constexpr Operation kBarrier{"barrier", "dssync:barrier", OpType::BARRIER};
 constexpr Operation kMonitoredBarrier{"monitored_barrier", "dssync:monitored_barrier", OpType::BARRIER};
 
@@ -256,7 +256,12 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::start(Call call) {
                 }
                 staging->copyBack();
             };
-            work->attach(call.post(*call.inner), std::move(finish));
+            auto posted = call.post(*call.inner);
+            if (call.lazy) {
+                work->attachLazy(std::move(posted.front()), std::move(finish));
+            } else {
+                work->attach(std::move(posted), std::move(finish));
+            }
         } catch (...) {
             const auto error = work->translate(std::current_exception(), "start");
             work->complete(error);
@@ -592,27 +597,42 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::send(Tensors &tensors, int desti
     auto inner = enter(kSend);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->in(tensors);
-    return start({kSend, inner, staging, tensors, {}, [hosts, destination, tag](c10d::Backend &to) mutable {
-                      return Posted{to.send(hosts, destination, tag)};
-                  }});
+    return start({kSend,
+                  inner,
+                  staging,
+                  tensors,
+                  {},
+                  [hosts, destination, tag](c10d::Backend &to) mutable { return Posted{to.send(hosts, destination, tag)}; },
+                  {},
+                  /*lazy=*/true});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::recv(Tensors &tensors, int source, int tag) {
     auto inner = enter(kRecv);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->out(tensors);
-    return start({kRecv, inner, staging, tensors, {tensors}, [hosts, source, tag](c10d::Backend &from) mutable {
-                      return Posted{from.recv(hosts, source, tag)};
-                  }});
+    return start({kRecv,
+                  inner,
+                  staging,
+                  tensors,
+                  {tensors},
+                  [hosts, source, tag](c10d::Backend &from) mutable { return Posted{from.recv(hosts, source, tag)}; },
+                  {},
+                  /*lazy=*/true});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::recvAnysource(Tensors &tensors, int tag) {
     auto inner = enter(kRecvAnySource);
     auto staging = std::make_shared<Staging>(tensors);
     auto hosts = staging->out(tensors);
-    return start({kRecvAnySource, inner, staging, tensors, {tensors}, [hosts, tag](c10d::Backend &from) mutable {
-                      return Posted{from.recvAnysource(hosts, tag)};
-                  }});
+    return start({kRecvAnySource,
+                  inner,
+                  staging,
+                  tensors,
+                  {tensors},
+                  [hosts, tag](c10d::Backend &from) mutable { return Posted{from.recvAnysource(hosts, tag)}; },
+                  {},
+                  /*lazy=*/true});
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::barrier(const c10d::BarrierOptions &options) {

@@ -94,6 +94,7 @@ class ProcessGroupDssync final : public c10d::Backend {
         TensorLists outputs; // the result, and the future's value
         std::function<Posted(c10d::Backend &)> post;
         std::function<void()> finish = {}; // before what was written is copied back
+        bool lazy = false;                 // it completes inside wait()
     };
 
     BackendPtr enter(const Operation &operation); // passes the gate; throws after shutdown

@@ -39,22 +39,27 @@ WorkDssync::WorkDssync(const Operation &operation, std::shared_ptr<const GroupLa
       future_(makeFuture(outputs_, streams_.get())), pending_(std::move(pendingCount)) {}
 
 void WorkDssync::attach(std::vector<c10::intrusive_ptr<c10d::Work>> inner, std::function<void()> finish) {
-    const size_t count = inner.size();
     {
         std::lock_guard<std::mutex> lock(mutex_);
         inner_ = std::move(inner);
         finish_ = std::move(finish);
-        innerLeft_ = count;
+        innerLeft_ = inner_.size();
         attached_ = true;
-        cv_.notify_all();
     }
-    if (operation_.lazy) {
-        return;
-    }
+    // inner_ changes no more until the last callback has run, and that one keeps this work alive.
     auto self = c10::intrusive_ptr<WorkDssync>::reclaim_copy(this);
+    const size_t count = inner_.size();
     for (size_t i = 0; i < count; ++i) {
         inner_[i]->getFuture()->addCallback([self](c10::ivalue::Future &future) { self->innerCompleted(future.exception_ptr()); });
     }
+}
+
+void WorkDssync::attachLazy(c10::intrusive_ptr<c10d::Work> inner, std::function<void()> finish) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    inner_.push_back(std::move(inner));
+    finish_ = std::move(finish);
+    lazy_ = attached_ = true;
+    cv_.notify_all();
 }
 
 void WorkDssync::innerCompleted(const std::exception_ptr &error) {
@@ -139,17 +144,16 @@ void WorkDssync::synchronize() {
 bool WorkDssync::wait(std::chrono::milliseconds timeout) {
     {
         std::unique_lock<std::mutex> lock(mutex_);
-        auto ready = [this] { return completed_ || (operation_.lazy && attached_); };
+        auto ready = [this] { return completed_ || lazy_; };
         if (timeout == kNoTimeout) {
             cv_.wait(lock, ready);
         } else if (!cv_.wait_for(lock, timeout, ready)) {
-            const char *phase = attached_ ? "transfer" : "start";
+            const auto text = std::make_exception_ptr(std::runtime_error("Operation timed out after " + describeSeconds(timeout)));
             lock.unlock();
-            const std::runtime_error error("Operation timed out after " + describeSeconds(timeout));
-            std::rethrow_exception(translate(std::make_exception_ptr(error), phase));
+            std::rethrow_exception(translate(text, attached_ ? "transfer" : "start"));
         }
     }
-    if (operation_.lazy) {
+    if (lazy_) {
         waitLazily(timeout);
     }
     if (auto error = exception()) {
@@ -180,7 +184,7 @@ void WorkDssync::abort() {
     c10::intrusive_ptr<Work> inner;
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (operation_.lazy && attached_) {
+        if (lazy_) {
             inner = inner_.front();
         }
     }
@@ -192,7 +196,8 @@ void WorkDssync::abort() {
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> WorkDssync::getFuture() {
-    TORCH_CHECK(!operation_.lazy, "dssync: ", operation_.name, " #", sequence_,
+    std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(!lazy_, "dssync: ", operation_.name, " #", sequence_,
                 " has no future: it completes inside wait(), as it does on gloo. Call wait().");
     return future_;
 }

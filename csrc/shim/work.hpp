@@ -2,8 +2,8 @@
  * work.hpp: one call on a dssync group, as torch sees it.
  *
  * It completes when the inner works it stands for have completed and `finish` has run (copies back to the device, the scaling of
- * an average), on the inner backend's thread, without anybody waiting. Gloo's send and receive complete only inside wait(); such
- * operations are marked lazy and keep that behaviour. Errors of inner works are translated once, here.
+ * an average), on the inner backend's thread, without anybody waiting. Gloo's send and receive complete only inside wait(); those
+ * are attached with attachLazy() and keep that behaviour. Errors of inner works are translated once, here.
  */
 #pragma once
 
@@ -26,7 +26,6 @@ struct Operation {
     const char *name;  // "all_reduce"
     const char *title; // "dssync:all_reduce"
     c10d::OpType type;
-    bool lazy = false; // it completes only while somebody waits for it
 };
 
 // Which group, for errors; shared by all calls on it.
@@ -64,8 +63,10 @@ class WorkDssync final : public c10d::Work {
                const Tensors &inputs, std::shared_ptr<const SideStreams> streams,
                std::shared_ptr<std::atomic<int64_t>> pendingCount);
 
-    // Follow these inner works: at least one, exactly one of a lazy operation. `finish` runs once all have succeeded.
+    // Follow these inner works; at least one. `finish` runs once all have succeeded.
     void attach(std::vector<c10::intrusive_ptr<c10d::Work>> inner, std::function<void()> finish);
+    // The same for a work that completes only while somebody waits for it.
+    void attachLazy(c10::intrusive_ptr<c10d::Work> inner, std::function<void()> finish);
     // Complete now, as a success or with this error, untranslated. Later calls change nothing.
     void complete(const std::exception_ptr &error = nullptr);
     // The error put into a sentence that names call, group, tensors and phase.
@@ -96,12 +97,13 @@ class WorkDssync final : public c10d::Work {
     const c10::intrusive_ptr<c10::ivalue::Future> future_;
     Pending pending_;
 
-    std::vector<c10::intrusive_ptr<c10d::Work>> inner_; // guarded by mutex_ until attached_, then constant
-    std::function<void()> finish_;                      // the same; dropped on completion
-    bool attached_ = false;                             // guarded by mutex_
-    std::exception_ptr innerError_;                     // the first; guarded by mutex_
+    std::vector<c10::intrusive_ptr<c10d::Work>> inner_;
+    std::function<void()> finish_;
     std::atomic<size_t> innerLeft_{0};
     std::atomic<bool> completing_{false};
+    std::exception_ptr innerError_; // the first; guarded by mutex_
+    bool lazy_ = false;             // guarded by mutex_, as inner_ and finish_ are until attached
+    bool attached_ = false;
     std::mutex lazyMutex_; // one waiter drives a lazy work at a time
 };
 
