@@ -1,16 +1,16 @@
-# The core and its tests, without Python: included by the top-level Makefile, or alone from the repository root:
+# The core, the engine and their tests, without Python: included by the top-level Makefile, or alone from the repository root:
 #   make -f csrc/core/core.mk core-test
 # Nothing is built in the source tree. Each flavour (plain, sanitized) has a folder of its own under build/core.
 
 CORE_BUILD ?= build/core
 CORE_CFLAGS ?= -O2
 CORE_WARNINGS ?= -Wall -Wextra -Wpedantic -Werror
-CORE_FLAGS = -std=c11 $(CORE_WARNINGS) -fvisibility=hidden -Icsrc/include -Icsrc/core $(CORE_CFLAGS)
-CORE_SOURCES := $(sort $(wildcard csrc/core/*.c))
+CORE_FLAGS = -std=c11 $(CORE_WARNINGS) -fvisibility=hidden -Icsrc/include -Icsrc/core -Icsrc/engine $(CORE_CFLAGS)
+CORE_SOURCES := $(sort $(wildcard csrc/core/*.c csrc/engine/*.c))
 CORE_TESTS := $(sort $(wildcard tests/c/*_test.c))
-CORE_HEADERS := $(wildcard csrc/include/*.h csrc/core/*.h tests/c/*.h)
+CORE_HEADERS := $(wildcard csrc/include/*.h csrc/core/*.h csrc/engine/*.h tests/c/*.h)
 CORE_LIBRARY = $(CORE_BUILD)/libdssync_core.a
-CORE_OBJECTS = $(CORE_SOURCES:csrc/core/%.c=$(CORE_BUILD)/%.o)
+CORE_OBJECTS = $(patsubst csrc/%.c,$(CORE_BUILD)/%.o,$(CORE_SOURCES))
 CORE_PROGRAMS = $(CORE_TESTS:tests/c/%.c=$(CORE_BUILD)/%)
 
 CLANG_TIDY ?= clang-tidy
@@ -19,7 +19,7 @@ CLANG_TIDY ?= clang-tidy
 
 core: $(CORE_LIBRARY)
 
-$(CORE_OBJECTS): $(CORE_BUILD)/%.o: csrc/core/%.c $(CORE_HEADERS) | $(CORE_BUILD)
+$(CORE_OBJECTS): $(CORE_BUILD)/%.o: csrc/%.c $(CORE_HEADERS) | $(CORE_BUILD)/made
 	$(CC) $(CORE_FLAGS) -c $< -o $@
 
 $(CORE_LIBRARY): $(CORE_OBJECTS)
@@ -31,8 +31,9 @@ $(CORE_PROGRAMS): $(CORE_BUILD)/%: tests/c/%.c $(CORE_LIBRARY) $(CORE_HEADERS)
 
 $(CORE_BUILD)/memory_test: CORE_LINK = -Wl,--wrap=malloc,--wrap=calloc
 
-$(CORE_BUILD):
-	mkdir -p $@
+$(CORE_BUILD)/made:
+	mkdir -p $(CORE_BUILD)/core $(CORE_BUILD)/engine
+	touch $@
 
 # Every program runs even when one fails. A program prints `ok test` for each test passed and stops at the first that fails.
 core-test: $(CORE_PROGRAMS)
@@ -54,7 +55,7 @@ sanitize-thread:
 
 # Not part of any test: clang-tidy need not be installed.
 core-tidy:
-	$(CLANG_TIDY) --quiet $(CORE_SOURCES) $(CORE_TESTS) -- -std=c11 -Icsrc/include -Icsrc/core -Itests/c
+	$(CLANG_TIDY) --quiet $(CORE_SOURCES) $(CORE_TESTS) -- -std=c11 -Icsrc/include -Icsrc/core -Icsrc/engine -Itests/c
 
 core-clean:
 	rm -rf build/core build/core-address build/core-thread

@@ -19,6 +19,20 @@ const char *dss_status_string(dss_status_t status) {
         return "round is not a partition of the ranks";
     case DSS_ERR_CORRUPT:
         return "serialised plan is damaged";
+    case DSS_ERR_TIMED_OUT:
+        return "timed out";
+    case DSS_ERR_MISMATCH:
+        return "the ranks did not call the same thing";
+    case DSS_ERR_PEER_LOST:
+        return "a peer is gone";
+    case DSS_ERR_FAILED:
+        return "failed before";
+    case DSS_ERR_STRANGER:
+        return "not a rank of this job";
+    case DSS_ERR_SYSTEM:
+        return "the operating system refused";
+    case DSS_ERR_SHUT_DOWN:
+        return "shut down";
     }
     return "unknown status";
 }

@@ -36,6 +36,19 @@ typedef enum dss_status {
     DSS_ERR_DISCONNECTED = -4,     /* the plan never mixes all ranks: contraction 1 */
     DSS_ERR_NOT_A_PARTITION = -5,  /* a rank stands in no group, or in two, of one round */
     DSS_ERR_CORRUPT = -6,          /* serialised bytes are damaged, cut short or of another version */
+
+    /* of an operation: its channel is out of step from then on, other channels go on */
+    DSS_ERR_TIMED_OUT = -10,
+    DSS_ERR_MISMATCH = -11,  /* the ranks did not call the same thing */
+    DSS_ERR_PEER_LOST = -12, /* a peer's process or host is gone */
+    DSS_ERR_FAILED = -13,    /* the channel had failed before, here or at a peer */
+
+    /* of a connection that is being made: it is dropped, nobody else is disturbed */
+    DSS_ERR_STRANGER = -20, /* not a rank of this job */
+
+    /* of a whole context */
+    DSS_ERR_SYSTEM = -30,    /* the operating system refused something */
+    DSS_ERR_SHUT_DOWN = -31, /* the context was shut down or aborted */
 } dss_status_t;
 
 /* What went wrong, for people. Filled by the function that decided that it is an error. */
@@ -125,10 +138,20 @@ DSS_API size_t dss_stripe_begin(size_t element_count, uint32_t stripe_count, uin
 
 /* ---- averaging kernels -------------------------------------------------------------------------------------------------- */
 
-typedef enum dss_dtype { DSS_FLOAT32 = 0, DSS_FLOAT64 = 1, DSS_FLOAT16 = 2, DSS_BFLOAT16 = 3 } dss_dtype_t;
+typedef enum dss_dtype {
+    DSS_FLOAT32 = 0,
+    DSS_FLOAT64 = 1,
+    DSS_FLOAT16 = 2,
+    DSS_BFLOAT16 = 3,
+    DSS_INT8 = 4,
+    DSS_UINT8 = 5,
+    DSS_INT32 = 6,
+    DSS_INT64 = 7,
+} dss_dtype_t;
 
 DSS_API size_t dss_dtype_bytes(dss_dtype_t dtype);            /* 0 for an unknown dtype */
-DSS_API dss_dtype_t dss_dtype_accumulator(dss_dtype_t dtype); /* FLOAT64 for FLOAT64, else FLOAT32 */
+DSS_API dss_dtype_t dss_dtype_accumulator(dss_dtype_t dtype); /* FLOAT32 for the half types, else the dtype itself */
+DSS_API const char *dss_dtype_name(dss_dtype_t dtype);        /* "float32"; "unknown" */
 
 /* target[i] = mean over s of sources[s][i], summed in order and divided in the accumulator's dtype, then rounded to `dtype` to
  * nearest even. `target` may be one of the sources; no other overlap; pointers need no alignment. */
@@ -136,10 +159,34 @@ DSS_API dss_status_t dss_average(dss_dtype_t dtype, const void *const *sources, 
                                  size_t element_count);
 /* accumulator[i] = source[i] in the accumulator's dtype. */
 DSS_API dss_status_t dss_widen(dss_dtype_t dtype, const void *source, void *accumulator, size_t element_count);
-/* target[i] = accumulator[i] * scale, multiplied in float64, rounded to the accumulator's dtype and then, to nearest even, to
- * `dtype`; target may be the accumulator where the dtypes are the same. */
+/* target[i] = accumulator[i] * scale (1 for integers), multiplied in float64, rounded to the accumulator's dtype and then, to
+ * nearest even, to `dtype`; target may be the accumulator where the dtypes are the same. */
 DSS_API dss_status_t dss_narrow_scaled(dss_dtype_t dtype, const void *accumulator, double scale, void *target,
                                        size_t element_count);
+
+/* ---- reduction kernels -------------------------------------------------------------------------------------------------- */
+
+typedef enum dss_reduction {
+    DSS_SUM = 0, /* integers wrap around */
+    DSS_PRODUCT = 1,
+    DSS_MIN = 2, /* NaN if either is NaN */
+    DSS_MAX = 3,
+    DSS_BAND = 4, /* the bitwise ones: integers only */
+    DSS_BOR = 5,
+    DSS_BXOR = 6,
+} dss_reduction_t;
+
+DSS_API const char *dss_reduction_name(dss_reduction_t reduction); /* "sum"; "unknown" */
+/* Whether the reduction is defined for the dtype. */
+DSS_API int dss_reduction_takes(dss_reduction_t reduction, dss_dtype_t dtype);
+
+/* target[i] = (left[i] op right[i]) * scale, in the accumulator's dtype, rounded once to `dtype`. scale is 1 but for a SUM of a
+ * floating dtype. `target` may be left or right; no other overlap; pointers need no alignment. */
+DSS_API dss_status_t dss_combine(dss_dtype_t dtype, dss_reduction_t reduction, const void *left, const void *right, double scale,
+                                 void *target, size_t element_count);
+/* accumulator[i] = accumulator[i] op source[i]; the accumulator is of dss_dtype_accumulator(dtype). */
+DSS_API dss_status_t dss_accumulate(dss_dtype_t dtype, dss_reduction_t reduction, const void *source, void *accumulator,
+                                    size_t element_count);
 
 #ifdef __cplusplus
 }

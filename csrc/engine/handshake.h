@@ -1,0 +1,66 @@
+/*
+ * handshake.h: how two ranks make sure that they belong to one job, as a state machine over bytes: no socket, no clock.
+ *
+ * Four messages of 64 bytes: HELLO (who calls whom, in which epoch, a nonce), CHALLENGE (a nonce and an HMAC-SHA-256 over all that
+ * was said, keyed with the job's secret), PROOF (the caller's HMAC), VERDICT (accepted, or why not, with an HMAC). Both sides prove
+ * the secret without sending it; fresh nonces make a recording worthless. It keeps strays and strangers out; what follows is
+ * neither encrypted nor authenticated, so it does not stop an attacker on the path.
+ */
+#ifndef DSS_HANDSHAKE_H
+#define DSS_HANDSHAKE_H
+
+#include <stdbool.h>
+
+#include "status.h"
+
+#define DSS_SECRET_BYTES 32u
+#define DSS_NONCE_BYTES 16u
+#define DSS_HANDSHAKE_MESSAGE_BYTES 64u
+
+typedef enum dss_verdict {
+    DSS_VERDICT_NONE = 0, /* not known yet */
+    DSS_VERDICT_WELCOME = 1,
+    DSS_VERDICT_DUPLICATE = 2, /* the other direction's connection is used */
+    DSS_VERDICT_LEAVING = 3,   /* the acceptor is shutting down */
+} dss_verdict_t;
+
+typedef struct dss_identity {
+    uint8_t secret[DSS_SECRET_BYTES];
+    uint64_t epoch; /* random, one for each context of a job */
+    uint32_t rank;
+    uint32_t world_size;
+} dss_identity_t;
+
+typedef enum dss_handshake_state {
+    DSS_HANDSHAKE_DIALER_CHALLENGE, /* HELLO is out; waits for the CHALLENGE */
+    DSS_HANDSHAKE_DIALER_VERDICT,   /* PROOF is out; waits for the VERDICT */
+    DSS_HANDSHAKE_ACCEPTOR_HELLO,
+    DSS_HANDSHAKE_ACCEPTOR_PROOF,
+    DSS_HANDSHAKE_ACCEPTOR_DECIDE, /* the peer is proved; dss_handshake_decide() is due */
+    DSS_HANDSHAKE_DONE,            /* `peer` and `verdict` hold */
+    DSS_HANDSHAKE_FAILED,
+} dss_handshake_state_t;
+
+typedef struct dss_handshake {
+    const dss_identity_t *identity; /* not owned */
+    dss_handshake_state_t state;
+    uint32_t peer; /* dialer: from the start; acceptor: claimed from HELLO on, proved from DECIDE on */
+    dss_verdict_t verdict;
+    uint8_t dialer_nonce[DSS_NONCE_BYTES];
+    uint8_t acceptor_nonce[DSS_NONCE_BYTES];
+} dss_handshake_t;
+
+/* `nonce` is random and this side's. The dialer's first message is written to `message`. */
+void dss_handshake_dial(dss_handshake_t *handshake, const dss_identity_t *identity, uint32_t peer,
+                        const uint8_t nonce[DSS_NONCE_BYTES], uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES]);
+void dss_handshake_accept(dss_handshake_t *handshake, const dss_identity_t *identity, const uint8_t nonce[DSS_NONCE_BYTES]);
+
+/* Takes the peer's next message. *answer_p tells whether `answer` was written and must be sent. On an error the state is FAILED and
+ * nothing may be sent: DSS_ERR_CORRUPT for bytes that are no message of this version, DSS_ERR_STRANGER for another epoch, world
+ * size, rank or secret; a rank that calls itself is a stranger too. */
+dss_status_t dss_handshake_step(dss_handshake_t *handshake, const uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES],
+                                uint8_t answer[DSS_HANDSHAKE_MESSAGE_BYTES], bool *answer_p, dss_error_t *error_p);
+/* The acceptor's decision, in state DECIDE; the state is DONE afterwards. */
+void dss_handshake_decide(dss_handshake_t *handshake, dss_verdict_t verdict, uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES]);
+
+#endif
