@@ -9,6 +9,7 @@
 #ifndef DSS_FRAME_H
 #define DSS_FRAME_H
 
+#include "dssync_engine.h"
 #include "status.h"
 
 #define DSS_FRAME_BYTES 48u
@@ -28,12 +29,6 @@ typedef enum dss_phase {
     DSS_PHASE_GATHER = 1, /* a reduced shard, from its owner to all */
 } dss_phase_t;
 
-typedef struct dss_key {
-    uint64_t channel;
-    uint64_t sequence;
-    uint32_t part;
-} dss_key_t;
-
 typedef struct dss_frame {
     dss_frame_type_t type;
     dss_phase_t phase; /* of DATA; else 0 */
@@ -49,12 +44,6 @@ void dss_frame_encode(const dss_frame_t *frame, uint32_t epoch, uint8_t bytes[DS
  * epoch, type or phase, reserved bytes set, a payload above the maximum or of a size that the type does not have, offset + payload
  * overflowing. */
 dss_status_t dss_frame_decode(const uint8_t bytes[DSS_FRAME_BYTES], uint32_t epoch, dss_frame_t *frame_p, dss_error_t *error_p);
-
-typedef enum dss_operation_kind {
-    DSS_OPERATION_AVERAGE = 1, /* the mean over the members; the reduction is SUM */
-    DSS_OPERATION_ALL_REDUCE = 2,
-    DSS_OPERATION_BARRIER = 3, /* no elements */
-} dss_operation_kind_t;
 
 /* What an operation is; equal on all its members, or it fails on all of them. */
 typedef struct dss_signature {
