@@ -17,6 +17,20 @@
 #define DSS_NONCE_BYTES 16u
 #define DSS_HANDSHAKE_MESSAGE_BYTES 64u
 
+/*
+ * Layout, little-endian; what is not named is 0:
+ *
+ *   all        0 magic "dssH" | 4 u8 version 1 | 5 u8 type (HELLO 1, CHALLENGE 2, PROOF 3, VERDICT 4)
+ *   HELLO      8 u64 epoch | 16 u32 from | 20 u32 to | 24 u32 world_size | 32 dialer's nonce[16] | 48 first half of a MAC[16]
+ *   CHALLENGE  8 acceptor's nonce[16] | 32 MAC[32]
+ *   PROOF      32 MAC[32]
+ *   VERDICT    8 u8 verdict | 32 MAC[32]
+ *
+ * Each MAC covers its message's label, epoch, both ranks, world size, both nonces and the verdict, those not known yet being 0: so
+ * no message serves in the place, the direction or the connection of another. HELLO's keeps the acceptor from answering strangers
+ * at all; it can be replayed, but no PROOF that fits the acceptor's new nonce can.
+ */
+
 typedef enum dss_verdict {
     DSS_VERDICT_NONE = 0, /* not known yet */
     DSS_VERDICT_WELCOME = 1,
@@ -60,7 +74,7 @@ void dss_handshake_accept(dss_handshake_t *handshake, const dss_identity_t *iden
  * size, rank or secret; a rank that calls itself is a stranger too. */
 dss_status_t dss_handshake_step(dss_handshake_t *handshake, const uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES],
                                 uint8_t answer[DSS_HANDSHAKE_MESSAGE_BYTES], bool *answer_p, dss_error_t *error_p);
-/* The acceptor's decision, in state DECIDE; the state is DONE afterwards. */
+/* The acceptor's decision, in state DECIDE; the state is DONE afterwards. In any other state FAILED, and `message` is zeros. */
 void dss_handshake_decide(dss_handshake_t *handshake, dss_verdict_t verdict, uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES]);
 
 #endif
