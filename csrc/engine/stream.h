@@ -25,7 +25,8 @@ typedef struct dss_stream_ops {
 
     /* The bytes that have come and are not consumed, in one piece, at least `wanted` of them if so many have come (`wanted` is at
      * most DSS_STREAM_MAX_WANTED); how many, 0 if there are none now, -errno once the stream is broken and drained, -EPIPE
-     * if its other end has closed it in good order. They stay where they are until consume() or the next peek(). */
+     * if its other end has closed it in good order. They stay where they are until consume() or the next peek(). A rest shorter
+     * than `wanted` is given once; asked for again, with nothing consumed in between, it is the error: it will never be whole. */
     ssize_t (*peek)(dss_stream_t *stream, size_t wanted, const uint8_t **bytes_p);
     void (*consume)(dss_stream_t *stream, size_t bytes_count);
 
@@ -33,12 +34,14 @@ typedef struct dss_stream_ops {
     void (*flush)(dss_stream_t *stream);
 
     /* Before sleeping. The epoll events to wait for on `fd`, EPOLLIN at least, after which anything that comes, and room to
-     * write if want_room, makes fd ready; 0 if something has come already, so that the caller must not sleep. */
+     * write if want_room, makes fd ready; 0 if something has come already, so that the caller must not sleep: what the last peek
+     * told of does not count, if nothing was consumed since. */
     uint32_t (*arm)(dss_stream_t *stream, bool want_room);
     /* fd became ready with these epoll events: takes the doorbell's rings off it. */
     void (*woken)(dss_stream_t *stream, uint32_t events);
 
-    /* Whether the peer may be waiting for us to consume before it can go on; true where that cannot be known. */
+    /* Whether the peer may be waiting for us to consume before it can go on; true where that cannot be known, and once it is gone:
+     * its end then keeps fd ready until all is consumed. */
     bool (*peer_waits)(dss_stream_t *stream);
 
     /* Frees the stream, closes its fd. Bytes written before still reach the peer where the carrier can do that. */
