@@ -63,10 +63,10 @@ static void begin_message(uint8_t *message, message_type_t type) {
 static dss_status_t check_message(const uint8_t *message, message_type_t type, size_t fields_end, size_t tail,
                                   dss_error_t *error_p) {
     if (memcmp(message, magic, sizeof magic) != 0)
-        return dss_fail(error_p, DSS_ERR_CORRUPT, "handshake: bytes %02x%02x%02x%02x are not from a dssync rank", message[0],
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "handshake: begins with %02x%02x%02x%02x, no dssync rank does", message[0],
                         message[1], message[2], message[3]);
     if (message[4] != VERSION)
-        return dss_fail(error_p, DSS_ERR_CORRUPT, "handshake: the caller speaks version %u, this rank %u", message[4], VERSION);
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "handshake: version %u, this rank speaks %u", message[4], VERSION);
     if (message[5] != type)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "handshake: message %u where %d is due", message[5], (int)type);
     if (!dss_bytes_zero(message, 6, 8) || !dss_bytes_zero(message, fields_end, tail))
