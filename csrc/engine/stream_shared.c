@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-#define PIECE_BYTES ((size_t)64 << 10) /* published at once: a reader on another core starts before a long write has ended */
+#define PIECE_BYTES ((size_t)64 << 10) /* after so many the other side is told: it works on them while this one goes on */
 #define PEEKS_BETWEEN_LOOKS 64u /* of a caller that only peeks: how often it pays a system call to see whether the peer lives */
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics with locks do not work between processes");
@@ -34,6 +34,7 @@ typedef struct shared_stream {
     dss_shared_t *shared;   /* owned */
     dss_stream_t *doorbell; /* owned */
     size_t ring_bytes;
+    size_t window_bytes; /* most that a peek gives: its room goes back to the writer before the rest is reduced */
     const uint8_t *incoming;
     uint8_t *outgoing;
     _Atomic uint64_t *incoming_tail; /* the peer's */
@@ -45,7 +46,7 @@ typedef struct shared_stream {
     uint64_t head;        /* what we consumed; *incoming_head says so to the peer */
     uint64_t tail;        /* what we wrote, published or not */
     size_t room;          /* of the outgoing ring, as far as known */
-    size_t told_bytes;    /* the last peek gave so many, less what was consumed since */
+    size_t told_bytes;    /* so many were there at the last peek */
     bool told;            /* nothing was consumed since the last peek */
     bool wrote;           /* something was published since the last flush */
     bool consumed;        /* likewise */
@@ -276,7 +277,7 @@ static ssize_t shared_peek(dss_stream_t *base, size_t wanted, const uint8_t **by
     stream->told = true;
     stream->told_bytes = held;
     *bytes_p = stream->incoming + (stream->head & (stream->ring_bytes - 1));
-    return (ssize_t)held;
+    return (ssize_t)(held < stream->window_bytes ? held : stream->window_bytes);
 }
 
 static void shared_consume(dss_stream_t *base, size_t bytes_count) {
@@ -285,6 +286,8 @@ static void shared_consume(dss_stream_t *base, size_t bytes_count) {
     stream->told = false;
     stream->consumed = true;
     atomic_store(stream->incoming_head, stream->head);
+    if (bytes_count >= PIECE_BYTES)
+        shared_flush(base);
 }
 
 static uint32_t shared_arm(dss_stream_t *base, bool want_room) {
@@ -338,6 +341,7 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
     stream->doorbell = doorbell;
     stream->ring_bytes = shared->ring_bytes;
     stream->room = shared->ring_bytes;
+    stream->window_bytes = shared->ring_bytes / 4 > DSS_STREAM_MAX_WANTED ? shared->ring_bytes / 4 : DSS_STREAM_MAX_WANTED;
     stream->outgoing = shared->rings[own];
     stream->outgoing_tail = &shared->control->rings[own].tail;
     stream->outgoing_head = &shared->control->rings[own].head;
