@@ -8,7 +8,9 @@
 #ifndef DSS_CHECK_H
 #define DSS_CHECK_H
 
+#ifndef _GNU_SOURCE /* a test may have asked for more */
 #define _POSIX_C_SOURCE 200809L
+#endif
 
 #include <inttypes.h>
 #include <math.h>

@@ -1,0 +1,156 @@
+/*
+ * How operations end, and how a failure becomes an error on every rank instead of a hang.
+ *
+ * The first failure on a channel ends the channel: ranks may be out of step from then on. Its text goes to all connected ranks at
+ * once, and to any other as soon as it posts something on that channel, so nobody waits for a rank that has given up.
+ */
+#include "engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT_BYTES 1400
+
+char *dss_text_copy(const char *text) {
+    const size_t bytes = strlen(text) + 1;
+    char *copy = malloc(bytes);
+    if (copy)
+        memcpy(copy, text, bytes);
+    return copy;
+}
+
+void dss_operation_complete(dss_operation_t *operation, dss_status_t status, const char *text) {
+    dss_engine_t *engine = operation->engine;
+    if (operation->completed)
+        return;
+    operation->completed = true;
+    operation->status = status;
+    operation->text = text ? dss_text_copy(text) : NULL;
+    for (uint32_t i = 0; i < operation->member_count; i++)
+        dss_peer_forget(&operation->members[i]);
+    dss_operation_t **at = &engine->table[dss_key_bucket(&operation->key)];
+    while (*at != operation)
+        at = &(*at)->next_in_bucket;
+    *at = operation->next_in_bucket;
+    *operation->previous_p = operation->next;
+    if (operation->next)
+        operation->next->previous_p = operation->previous_p;
+    operation->next = NULL;
+    *engine->last_completed_p = operation;
+    engine->last_completed_p = &operation->next;
+    engine->stats.operations_done++;
+}
+
+dss_channel_t *dss_channel_failed(dss_engine_t *engine, uint64_t id) {
+    dss_channel_t *channel = engine->channels;
+    while (channel && channel->id != id)
+        channel = channel->next;
+    return channel;
+}
+
+void dss_channel_tell(dss_channel_t *channel, dss_peer_t *peer) {
+    const char *text = channel->text ? channel->text : "it failed, and its memory is out";
+    if (channel->told && channel->told[peer->rank])
+        return;
+    if (channel->told)
+        channel->told[peer->rank] = 1;
+    const size_t bytes = strlen(text);
+    const dss_frame_t frame = {.type = DSS_FRAME_FAIL,
+                               .payload_bytes = (uint32_t)(bytes < DSS_MAX_FAIL_TEXT ? bytes : DSS_MAX_FAIL_TEXT),
+                               .key = {.channel = channel->id}};
+    dss_peer_say(peer, &frame, text);
+}
+
+void dss_channel_fail(dss_engine_t *engine, uint64_t id, dss_status_t status, const char *text, dss_peer_t *from) {
+    if (dss_channel_failed(engine, id))
+        return;
+    dss_channel_t *channel = calloc(1, sizeof *channel);
+    if (channel) {
+        *channel = (dss_channel_t){.id = id, .text = dss_text_copy(text), .next = engine->channels};
+        channel->told = calloc(engine->identity.world_size, 1);
+        if (channel->told && from)
+            channel->told[from->rank] = 1;
+        engine->channels = channel;
+    }
+    dss_operation_t *operation = engine->operations;
+    while (operation) {
+        dss_operation_t *next = operation->next;
+        if (operation->key.channel == id) {
+            char failure[TEXT_BYTES + 200];
+            (void)snprintf(failure, sizeof failure, "%s failed on rank %u of %u: %s", operation->what, engine->identity.rank,
+                           engine->identity.world_size, text);
+            dss_operation_complete(operation, status, failure);
+        }
+        operation = next;
+    }
+    for (uint32_t i = 0; channel && i < engine->identity.world_size; i++)
+        if (engine->peers[i].state == DSS_PEER_READY)
+            dss_channel_tell(channel, &engine->peers[i]);
+}
+
+void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const char *phase, const char *cause) {
+    dss_engine_t *engine = operation->engine;
+    const uint32_t rank = engine->identity.rank;
+    const uint64_t channel = operation->key.channel;
+    char call[128];
+    char text[TEXT_BYTES];
+    char told[TEXT_BYTES + 40];
+    if (operation->completed)
+        return;
+    dss_signature_describe(&operation->signature, call, sizeof call);
+    (void)snprintf(text, sizeof text, "%s (%s) failed on rank %u of %u, phase %s: %s", operation->what, call, rank,
+                   engine->identity.world_size, phase, cause);
+    dss_operation_complete(operation, status, text);
+    (void)snprintf(told, sizeof told, "rank %u gave up: %s", rank, text);
+    dss_channel_fail(engine, channel, DSS_ERR_FAILED, told, NULL);
+}
+
+/* What the operation still waits for from one member; appends to `text`. */
+static void describe_member(const dss_member_t *member, char *text, size_t capacity) {
+    const dss_peer_t *peer = member->peer;
+    char who[160];
+    const size_t used = strlen(text);
+    const uint64_t received = member->received[DSS_PHASE_REDUCE] + member->received[DSS_PHASE_GATHER];
+    const uint64_t to_receive = member->receive_goal[DSS_PHASE_REDUCE] + member->receive_goal[DSS_PHASE_GATHER];
+    const uint64_t sent = member->sent[DSS_PHASE_REDUCE] + member->sent[DSS_PHASE_GATHER];
+    const uint64_t to_send = member->send_goal[DSS_PHASE_REDUCE] + member->send_goal[DSS_PHASE_GATHER];
+    if (member->opened && received == to_receive && sent == to_send)
+        return;
+    dss_peer_text(peer, who, sizeof who);
+    const char *separator = used > 0 ? "; " : "";
+    if (peer->state != DSS_PEER_READY)
+        (void)snprintf(text + used, capacity - used, "%s%s has not answered yet (%s)", separator, who,
+                       peer->dial && peer->dial->connected ? "connected, its process does not answer the handshake"
+                                                           : "no connection");
+    else if (!member->opened)
+        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s", separator, who, member->operation->what);
+    else
+        (void)snprintf(text + used, capacity - used, "%s%s has stopped: %llu of %llu bytes came from it, %llu of %llu were sent",
+                       separator, who, (unsigned long long)received, (unsigned long long)to_receive, (unsigned long long)sent,
+                       (unsigned long long)to_send);
+}
+
+void dss_operation_time_out(dss_operation_t *operation) {
+    char missing[800] = "";
+    char cause[900];
+    bool started = false;
+    for (uint32_t i = 0; i < operation->member_count && strlen(missing) < 500; i++) {
+        if (i == operation->own_index)
+            continue;
+        describe_member(&operation->members[i], missing, sizeof missing);
+        started = started || operation->members[i].opened;
+    }
+    (void)snprintf(cause, sizeof cause, "timed out after %.1f s: %s", (double)operation->timeout_ns / 1e9, missing);
+    dss_operation_fail(operation, DSS_ERR_TIMED_OUT, started ? "transfer" : "start", cause);
+}
+
+void dss_channel_release(dss_engine_t *engine) {
+    while (engine->channels) {
+        dss_channel_t *channel = engine->channels;
+        engine->channels = channel->next;
+        free(channel->text);
+        free(channel->told);
+        free(channel);
+    }
+}

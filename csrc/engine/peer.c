@@ -1,0 +1,585 @@
+/*
+ * Frames to and from one peer.
+ *
+ * Output is made when there is room for it: control frames first, then one data frame after the other, taking turns between the
+ * operations that have something to send. Values go from the caller's arrays into the stream without a copy in between, and, when
+ * they come, are reduced where they lie in it.
+ */
+#include "engine.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#define LIST_COUNT 24 /* pieces in one write */
+
+/* ---- bytes -------------------------------------------------------------------------------------------------------------- */
+
+bool dss_bytes_append(dss_bytes_t *bytes, const void *more, size_t more_count) {
+    if (bytes->begin > 0 && bytes->end + more_count > bytes->capacity) {
+        memmove(bytes->bytes, bytes->bytes + bytes->begin, bytes->end - bytes->begin);
+        bytes->end -= bytes->begin;
+        bytes->begin = 0;
+    }
+    if (bytes->end + more_count > bytes->capacity) {
+        const size_t capacity = 2 * bytes->capacity > bytes->end + more_count ? 2 * bytes->capacity : bytes->end + more_count;
+        uint8_t *larger = realloc(bytes->bytes, capacity);
+        if (!larger)
+            return false;
+        bytes->bytes = larger;
+        bytes->capacity = capacity;
+    }
+    memcpy(bytes->bytes + bytes->end, more, more_count);
+    bytes->end += more_count;
+    return true;
+}
+
+void dss_bytes_release(dss_bytes_t *bytes) {
+    free(bytes->bytes);
+    *bytes = (dss_bytes_t){0};
+}
+
+/* ---- coming and going --------------------------------------------------------------------------------------------------- */
+
+const char *dss_peer_text(const dss_peer_t *peer, char *text, size_t capacity) {
+    char address[DSS_ADDRESS_TEXT_BYTES];
+    (void)snprintf(text, capacity, "rank %u (%s%s%s)", peer->rank, dss_address_text(&peer->address, address),
+                   peer->stream ? ", " : "", peer->stream ? peer->stream->ops->name : "");
+    return text;
+}
+
+void dss_peer_ready(dss_peer_t *peer, dss_stream_t *stream) {
+    dss_engine_t *engine = peer->engine;
+    peer->state = DSS_PEER_READY;
+    peer->redial_ns = 0;
+    peer->stream = stream;
+    peer->watch = (dss_watch_t){.kind = DSS_WATCH_PEER, .fd = stream->fd, .owner = peer};
+    dss_watch_set(engine, &peer->watch, EPOLLIN);
+    engine->ready[engine->ready_count++] = peer->rank;
+}
+
+static void leave_ready(dss_peer_t *peer) {
+    dss_engine_t *engine = peer->engine;
+    for (uint32_t i = 0; i < engine->ready_count; i++)
+        if (engine->ready[i] == peer->rank) {
+            engine->ready[i] = engine->ready[--engine->ready_count];
+            return;
+        }
+}
+
+static void close_stream(dss_peer_t *peer) {
+    if (!peer->stream)
+        return;
+    dss_watch_set(peer->engine, &peer->watch, 0);
+    peer->stream->ops->close(peer->stream);
+    peer->stream = NULL;
+    peer->watch.fd = -1;
+    leave_ready(peer);
+}
+
+static bool is_finished(const dss_member_t *member) {
+    return member->opened && member->applied == member->receive_goal[DSS_PHASE_REDUCE] &&
+           member->received[DSS_PHASE_GATHER] == member->receive_goal[DSS_PHASE_GATHER] &&
+           member->sent[DSS_PHASE_REDUCE] == member->send_goal[DSS_PHASE_REDUCE] &&
+           member->sent[DSS_PHASE_GATHER] == member->send_goal[DSS_PHASE_GATHER];
+}
+
+static dss_member_t *first_unfinished(const dss_peer_t *peer) {
+    dss_member_t *member = peer->operations;
+    while (member && is_finished(member))
+        member = member->next_of_peer;
+    return member;
+}
+
+void dss_peer_lose(dss_peer_t *peer, const char *format, ...) {
+    if (peer->state == DSS_PEER_LOST)
+        return;
+    char who[160];
+    char cause[640];
+    va_list arguments;
+    va_start(arguments, format);
+    (void)vsnprintf(cause, sizeof cause, format, arguments);
+    va_end(arguments);
+    char text[sizeof who + sizeof cause];
+    (void)snprintf(text, sizeof text, "%s %s", dss_peer_text(peer, who, sizeof who), cause);
+    const char *phase = peer->state == DSS_PEER_READY ? "transfer" : "connect";
+    close_stream(peer);
+    peer->state = DSS_PEER_LOST;
+    peer->lost = dss_text_copy(text);
+    peer->engine->stats.lost_peers++;
+    for (dss_member_t *member = first_unfinished(peer); member; member = first_unfinished(peer))
+        dss_operation_fail(member->operation, DSS_ERR_PEER_LOST, phase, text);
+}
+
+void dss_ahead_destroy(dss_ahead_t *ahead) {
+    dss_bytes_release(&ahead->eager);
+    free(ahead);
+}
+
+void dss_peer_release(dss_peer_t *peer) {
+    close_stream(peer);
+    dss_bytes_release(&peer->control);
+    while (peer->ahead) {
+        dss_ahead_t *next = peer->ahead->next;
+        dss_ahead_destroy(peer->ahead);
+        peer->ahead = next;
+    }
+    free(peer->lost);
+    peer->lost = NULL;
+}
+
+void dss_peer_queue(dss_member_t *member) {
+    dss_peer_t *peer = member->peer;
+    if (member->queued || peer->writing == member)
+        return;
+    member->queued = true;
+    member->next_sender = NULL;
+    if (!peer->senders)
+        peer->last_sender_p = &peer->senders;
+    *peer->last_sender_p = member;
+    peer->last_sender_p = &member->next_sender;
+}
+
+static void unqueue(dss_member_t *member) {
+    dss_peer_t *peer = member->peer;
+    for (dss_member_t **at = &peer->senders; *at; at = &(*at)->next_sender)
+        if (*at == member) {
+            *at = member->next_sender;
+            if (!*at)
+                peer->last_sender_p = at;
+            break;
+        }
+    member->queued = false;
+}
+
+void dss_peer_forget(dss_member_t *member) {
+    dss_peer_t *peer = member->peer;
+    if (!peer || !member->previous_of_peer_p)
+        return;
+    if (member->queued)
+        unqueue(member);
+    if (peer->reading == member)
+        peer->reading = NULL;
+    if (peer->writing == member)
+        peer->writing = NULL;
+    if (member->eager)
+        peer->eager_sent -= (size_t)member->send_goal[DSS_PHASE_REDUCE];
+    *member->previous_of_peer_p = member->next_of_peer;
+    if (member->next_of_peer)
+        member->next_of_peer->previous_of_peer_p = member->previous_of_peer_p;
+    member->previous_of_peer_p = NULL;
+    peer->unfinished_count--;
+    dss_bytes_release(&member->staged);
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------------ */
+
+void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payload) {
+    uint8_t header[DSS_FRAME_BYTES];
+    if (peer->state == DSS_PEER_LOST)
+        return;
+    dss_frame_encode(frame, (uint32_t)peer->engine->identity.epoch, header);
+    const size_t before = peer->control.end;
+    if (!dss_bytes_append(&peer->control, header, sizeof header) ||
+        !dss_bytes_append(&peer->control, payload, frame->payload_bytes)) {
+        peer->control.end = before < peer->control.end ? before : peer->control.end;
+        dss_peer_lose(peer, "cannot be told anything: out of memory");
+    }
+}
+
+/* The next data frame, if any operation has something to send. */
+static void begin_frame(dss_peer_t *peer) {
+    while (peer->senders) {
+        dss_member_t *member = peer->senders;
+        dss_phase_t phase = DSS_PHASE_REDUCE;
+        const uint64_t sendable = dss_operation_sendable(member, &phase);
+        unqueue(member);
+        if (sendable == 0)
+            continue; /* queued again when there is something */
+        peer->payload_left = sendable < DSS_FRAME_PAYLOAD ? (size_t)sendable : DSS_FRAME_PAYLOAD;
+        peer->header_left = DSS_FRAME_BYTES;
+        peer->writing = member;
+        peer->writing_phase = phase;
+        const dss_frame_t frame = {.type = DSS_FRAME_DATA,
+                                   .phase = phase,
+                                   .payload_bytes = (uint32_t)peer->payload_left,
+                                   .key = member->operation->key,
+                                   .offset = member->sent[phase]};
+        dss_frame_encode(&frame, (uint32_t)peer->engine->identity.epoch, peer->header);
+        return;
+    }
+}
+
+static size_t list_zeros(size_t bytes, struct iovec *list, int most, int *count_p) {
+    static const uint8_t zeros[4096];
+    size_t listed = 0;
+    for (*count_p = 0; listed < bytes && *count_p < most; (*count_p)++) {
+        const size_t piece = bytes - listed < sizeof zeros ? bytes - listed : sizeof zeros;
+        list[*count_p] = (struct iovec){.iov_base = (void *)(uintptr_t)zeros, .iov_len = piece};
+        listed += piece;
+    }
+    return listed;
+}
+
+/* Control frames may go only between data frames. */
+static size_t control_now(const dss_peer_t *peer) {
+    const bool between = peer->header_left == DSS_FRAME_BYTES || (peer->header_left == 0 && peer->payload_left == 0);
+    return between ? peer->control.end - peer->control.begin : 0;
+}
+
+static int list_output(dss_peer_t *peer, struct iovec *list, size_t *bytes_p) {
+    int count = 0;
+    const size_t control = control_now(peer);
+    if (control > 0)
+        list[count++] = (struct iovec){.iov_base = peer->control.bytes + peer->control.begin, .iov_len = control};
+    if (peer->header_left > 0)
+        list[count++] =
+            (struct iovec){.iov_base = peer->header + DSS_FRAME_BYTES - peer->header_left, .iov_len = peer->header_left};
+    size_t payload = 0;
+    int pieces = 0;
+    if (peer->payload_left > 0 && peer->writing)
+        payload = dss_operation_gather(peer->writing, peer->writing_phase, peer->writing->sent[peer->writing_phase],
+                                       peer->payload_left, list + count, LIST_COUNT - count, &pieces);
+    else if (peer->payload_left > 0)
+        payload = list_zeros(peer->payload_left, list + count, LIST_COUNT - count, &pieces);
+    *bytes_p = control + peer->header_left + payload;
+    return count + pieces;
+}
+
+static void written(dss_peer_t *peer, size_t bytes) {
+    peer->engine->stats.bytes_sent += bytes;
+    const size_t control = control_now(peer) < bytes ? control_now(peer) : bytes;
+    peer->control.begin += control;
+    if (peer->control.begin == peer->control.end)
+        peer->control.begin = peer->control.end = 0;
+    bytes -= control;
+    const size_t header = peer->header_left < bytes ? peer->header_left : bytes;
+    peer->header_left -= header;
+    bytes -= header;
+    peer->payload_left -= bytes;
+    if (peer->writing)
+        peer->writing->sent[peer->writing_phase] += bytes;
+}
+
+static void end_frame(dss_peer_t *peer) {
+    dss_member_t *member = peer->writing;
+    peer->writing = NULL;
+    if (!member)
+        return;
+    dss_peer_queue(member);
+    dss_operation_check(member->operation);
+}
+
+static bool write_out(dss_peer_t *peer) {
+    bool moved = false;
+    peer->blocked = false;
+    for (size_t budget = DSS_PASS_BYTES; budget > 0;) {
+        if (peer->header_left == 0 && peer->payload_left == 0)
+            begin_frame(peer);
+        struct iovec list[LIST_COUNT];
+        size_t bytes = 0;
+        const int count = list_output(peer, list, &bytes);
+        if (count == 0)
+            return moved;
+        const ssize_t taken = peer->stream->ops->write(peer->stream, list, count);
+        if (taken < 0) {
+            peer->blocked = true; /* what has come before the end is read first, and reading finds the same end */
+            return moved;
+        }
+        moved = moved || taken > 0;
+        written(peer, (size_t)taken);
+        if (peer->header_left == 0 && peer->payload_left == 0)
+            end_frame(peer);
+        if ((size_t)taken < bytes) {
+            peer->blocked = true;
+            return moved;
+        }
+        budget -= (size_t)taken < budget ? (size_t)taken : budget;
+    }
+    peer->blocked = true; /* there may be more */
+    return moved;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------------ */
+
+dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key) {
+    for (dss_ahead_t **at = &peer->ahead; *at; at = &(*at)->next) {
+        dss_ahead_t *ahead = *at;
+        if (ahead->key.channel == key->channel && ahead->key.sequence == key->sequence && ahead->key.part == key->part) {
+            *at = ahead->next;
+            peer->ahead_count--;
+            peer->ahead_bytes -= ahead->eager.end;
+            return ahead;
+        }
+    }
+    return NULL;
+}
+
+static dss_ahead_t *find_ahead(const dss_peer_t *peer, const dss_key_t *key) {
+    dss_ahead_t *ahead = peer->ahead;
+    while (ahead && (ahead->key.channel != key->channel || ahead->key.sequence != key->sequence || ahead->key.part != key->part))
+        ahead = ahead->next;
+    return ahead;
+}
+
+static dss_member_t *find_member(dss_peer_t *peer, const dss_key_t *key) {
+    const dss_operation_t *operation = dss_engine_find(peer->engine, key);
+    for (uint32_t i = 0; operation && i < operation->member_count; i++)
+        if (operation->members[i].peer == peer)
+            return &operation->members[i];
+    return NULL;
+}
+
+static void mismatch(dss_member_t *member, const dss_signature_t *theirs) {
+    const dss_signature_t *own = &member->operation->signature;
+    char mine[128];
+    char other[128];
+    char cause[480];
+    dss_signature_describe(own, mine, sizeof mine);
+    dss_signature_describe(theirs, other, sizeof other);
+    const char *hint = "";
+    if (own->member_count == theirs->member_count && own->members_hash != theirs->members_hash)
+        hint = " (the groups are not of the same ranks)";
+    else if (strcmp(mine, other) == 0)
+        hint = " (the sizes of the tensors or their names differ)";
+    (void)snprintf(
+        cause, sizeof cause,
+        "the ranks did not call the same thing: rank %u has %s, rank %u has %s%s. Nothing may be used of it. Every rank must "
+        "make the same calls in the same order",
+        member->operation->engine->identity.rank, mine, member->peer->rank, other, hint);
+    dss_operation_fail(member->operation, DSS_ERR_MISMATCH, "start", cause);
+}
+
+void dss_member_open(dss_member_t *member, const dss_signature_t *theirs) {
+    const dss_signature_t *own = &member->operation->signature;
+    member->opened = true;
+    if (member->eager)
+        member->peer->eager_sent -= (size_t)member->send_goal[DSS_PHASE_REDUCE];
+    member->eager = false;
+    if (own->kind != theirs->kind || own->dtype != theirs->dtype || own->reduction != theirs->reduction ||
+        own->member_count != theirs->member_count || own->element_count != theirs->element_count ||
+        own->members_hash != theirs->members_hash || own->layout != theirs->layout) {
+        mismatch(member, theirs);
+        return;
+    }
+    dss_peer_queue(member);
+    dss_operation_check(member->operation);
+}
+
+static void keep_ahead(dss_peer_t *peer, const dss_key_t *key, const dss_signature_t *signature) {
+    if (find_ahead(peer, key) || peer->ahead_count >= DSS_MAX_AHEAD) {
+        dss_peer_lose(peer, "is out of step: it has posted more than %u operations that this rank has not, or one of them twice",
+                      DSS_MAX_AHEAD);
+        return;
+    }
+    dss_ahead_t *ahead = calloc(1, sizeof *ahead);
+    if (!ahead) {
+        dss_peer_lose(peer, "cannot be listened to: out of memory");
+        return;
+    }
+    *ahead = (dss_ahead_t){.key = *key, .signature = *signature, .next = peer->ahead};
+    peer->ahead = ahead;
+    peer->ahead_count++;
+}
+
+static void opened(dss_peer_t *peer, const uint8_t *payload) {
+    dss_error_t error;
+    dss_signature_t signature;
+    if (dss_signature_decode(payload, &signature, &error) != DSS_OK) {
+        dss_peer_lose(peer, "sent nonsense: %s", error.text);
+        return;
+    }
+    const dss_key_t key = peer->frame.key;
+    dss_channel_t *failed = dss_channel_failed(peer->engine, key.channel);
+    if (failed) {
+        dss_channel_tell(failed, peer);
+        return;
+    }
+    dss_member_t *member = find_member(peer, &key);
+    if (member && member->opened)
+        dss_peer_lose(peer, "sent nonsense: it began an operation twice");
+    else if (member)
+        dss_member_open(member, &signature);
+    else if (dss_engine_find(peer->engine, &key)) {
+        dss_operation_t *operation = dss_engine_find(peer->engine, &key);
+        dss_member_t stranger = {.operation = operation, .peer = peer};
+        mismatch(&stranger, &signature);
+    } else
+        keep_ahead(peer, &key, &signature);
+}
+
+static void failed(dss_peer_t *peer, const uint8_t *payload) {
+    char text[DSS_MAX_FAIL_TEXT + 1];
+    const size_t bytes = peer->frame.payload_bytes < DSS_MAX_FAIL_TEXT ? peer->frame.payload_bytes : DSS_MAX_FAIL_TEXT;
+    memcpy(text, payload, bytes);
+    text[bytes] = 0;
+    for (size_t i = 0; i < bytes; i++)
+        if ((unsigned char)text[i] < ' ')
+            text[i] = ' '; /* it goes to a terminal */
+    dss_channel_fail(peer->engine, peer->frame.key.channel, DSS_ERR_FAILED, text, peer);
+}
+
+/* Whose values a data frame holds. False if the peer was lost. */
+static bool begin_data(dss_peer_t *peer) {
+    const dss_frame_t *frame = &peer->frame;
+    peer->reading = find_member(peer, &frame->key);
+    peer->keeping = NULL;
+    if (peer->reading) {
+        const dss_member_t *member = peer->reading;
+        const uint64_t left = member->receive_goal[frame->phase] - member->received[frame->phase];
+        if (member->opened && frame->offset == member->received[frame->phase] && frame->payload_bytes <= left &&
+            frame->payload_bytes % dss_dtype_bytes(member->operation->dtype) == 0)
+            return true;
+    } else if (dss_channel_failed(peer->engine, frame->key.channel)) {
+        return true;
+    } else {
+        dss_ahead_t *ahead = find_ahead(peer, &frame->key);
+        if (ahead && frame->phase == DSS_PHASE_REDUCE && frame->offset == ahead->eager.end &&
+            ahead->eager.end + frame->payload_bytes <= DSS_EAGER_BYTES &&
+            peer->ahead_bytes + frame->payload_bytes <= DSS_EAGER_TOTAL) {
+            peer->keeping = ahead;
+            return true;
+        }
+    }
+    dss_peer_lose(peer, "sent nonsense: %u bytes at %llu of an operation that has no place for them", frame->payload_bytes,
+                  (unsigned long long)frame->offset);
+    return false;
+}
+
+/* False if nothing more can be done with what is there. */
+static bool read_header(dss_peer_t *peer) {
+    const uint8_t *bytes = NULL;
+    const ssize_t there = peer->stream->ops->peek(peer->stream, DSS_FRAME_BYTES, &bytes);
+    if (there < 0) {
+        if (there == -EPIPE || there == -ECONNRESET)
+            dss_peer_lose(peer, "is gone: its process has ended (%s)", there == -EPIPE ? "end of stream" : "connection reset");
+        else
+            dss_peer_lose(peer, "is gone: %s", strerror((int)-there));
+        return false;
+    }
+    if ((size_t)there < DSS_FRAME_BYTES)
+        return false;
+    dss_error_t error;
+    if (dss_frame_decode(bytes, (uint32_t)peer->engine->identity.epoch, &peer->frame, &error) != DSS_OK) {
+        dss_peer_lose(peer, "sent nonsense: %s", error.text);
+        return false;
+    }
+    peer->stream->ops->consume(peer->stream, DSS_FRAME_BYTES);
+    peer->engine->stats.bytes_received += DSS_FRAME_BYTES;
+    peer->frame_left = peer->frame.payload_bytes;
+    peer->in_frame = true;
+    if (peer->frame.type == DSS_FRAME_GOODBYE) {
+        dss_peer_lose(peer, "has shut down its process group");
+        return false;
+    }
+    if (peer->frame.type == DSS_FRAME_FAIL && peer->frame_left > DSS_MAX_FAIL_TEXT) {
+        dss_peer_lose(peer, "sent nonsense: a text of %zu bytes", peer->frame_left);
+        return false;
+    }
+    return peer->frame.type != DSS_FRAME_DATA || begin_data(peer);
+}
+
+/* How many of the bytes were used, 0 if they cannot be yet. */
+static size_t take_data(dss_peer_t *peer, const uint8_t *bytes, size_t bytes_count) {
+    if (peer->reading) {
+        const size_t whole = bytes_count - bytes_count % dss_dtype_bytes(peer->reading->operation->dtype);
+        return dss_operation_take(peer->reading, peer->frame.phase, bytes, whole);
+    }
+    if (peer->keeping) {
+        if (!dss_bytes_append(&peer->keeping->eager, bytes, bytes_count)) {
+            dss_peer_lose(peer, "cannot be listened to: out of memory");
+            return 0;
+        }
+        peer->ahead_bytes += bytes_count;
+    }
+    return bytes_count;
+}
+
+/* False if nothing more can be done with what is there. */
+static bool read_payload(dss_peer_t *peer) {
+    const bool data = peer->frame.type == DSS_FRAME_DATA;
+    const size_t wanted = data ? sizeof(uint64_t) : peer->frame_left;
+    const uint8_t *bytes = NULL;
+    ssize_t there = peer->stream->ops->peek(peer->stream, wanted < peer->frame_left ? wanted : peer->frame_left, &bytes);
+    if (there < 0) {
+        dss_peer_lose(peer, "is gone: its process has ended in the middle of a message (%s)", strerror((int)-there));
+        return false;
+    }
+    if (there == 0 || (!data && (size_t)there < peer->frame_left))
+        return false;
+    size_t used = (size_t)there < peer->frame_left ? (size_t)there : peer->frame_left;
+    if (data)
+        used = take_data(peer, bytes, used);
+    if (peer->state == DSS_PEER_LOST)
+        return false;
+    if (used == 0) {
+        peer->stalled = true;
+        return false;
+    }
+    if (peer->frame.type == DSS_FRAME_OPEN)
+        opened(peer, bytes);
+    else if (peer->frame.type == DSS_FRAME_FAIL)
+        failed(peer, bytes);
+    if (peer->state == DSS_PEER_LOST)
+        return false;
+    peer->stream->ops->consume(peer->stream, used);
+    peer->engine->stats.bytes_received += used;
+    peer->frame_left -= used;
+    return true;
+}
+
+static bool read_in(dss_peer_t *peer) {
+    const uint64_t begin = peer->engine->stats.bytes_received;
+    peer->stalled = false;
+    while (peer->state == DSS_PEER_READY && peer->engine->stats.bytes_received - begin < DSS_PASS_BYTES) {
+        if (!(peer->in_frame ? read_payload(peer) : read_header(peer)))
+            break;
+        if (peer->in_frame && peer->frame_left == 0) {
+            peer->in_frame = false;
+            if (peer->reading)
+                dss_operation_check(peer->reading->operation);
+            peer->reading = NULL;
+        }
+    }
+    return peer->engine->stats.bytes_received != begin;
+}
+
+bool dss_peer_progress(dss_peer_t *peer) {
+    if (peer->state != DSS_PEER_READY)
+        return false;
+    const bool wrote = write_out(peer);
+    const bool read = read_in(peer);
+    if (peer->state == DSS_PEER_READY)
+        peer->stream->ops->flush(peer->stream);
+    return wrote || read;
+}
+
+bool dss_peer_unstall(dss_peer_t *peer) {
+    const uint8_t *bytes = NULL;
+    if (peer->state != DSS_PEER_READY || !peer->stalled || !peer->reading)
+        return false;
+    const ssize_t there = peer->stream->ops->peek(peer->stream, sizeof(uint64_t), &bytes);
+    if (there <= 0)
+        return false;
+    size_t bytes_count = (size_t)there < peer->frame_left ? (size_t)there : peer->frame_left;
+    bytes_count -= bytes_count % dss_dtype_bytes(peer->reading->operation->dtype);
+    if (bytes_count == 0)
+        return false;
+    if (!dss_operation_stage(peer->reading, bytes, bytes_count)) {
+        dss_peer_lose(peer, "cannot be listened to: out of memory");
+        return true;
+    }
+    peer->stream->ops->consume(peer->stream, bytes_count);
+    peer->engine->stats.bytes_received += bytes_count;
+    peer->frame_left -= bytes_count;
+    peer->stalled = false;
+    if (peer->frame_left == 0) {
+        peer->in_frame = false;
+        peer->reading = NULL;
+    }
+    peer->stream->ops->flush(peer->stream);
+    return true;
+}
