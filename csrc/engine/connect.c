@@ -117,24 +117,29 @@ static void end_call(dss_call_t *call) {
     engine->trash = call;
 }
 
-static dss_call_t *make_call(dss_engine_t *engine, int fd, bool unix_socket) {
+/* Owns the stream from then on, also when it returns NULL: memory is out. */
+static dss_call_t *make_call(dss_engine_t *engine, dss_stream_t *stream, bool unix_socket) {
     dss_call_t *call = calloc(1, sizeof *call);
     if (!call) {
-        close(fd);
+        stream->ops->close(stream);
         return NULL;
     }
     call->engine = engine;
     call->unix_socket = unix_socket;
-    call->stream = dss_stream_socket_create(fd, unix_socket ? "unix" : "tcp", NULL);
-    if (!call->stream) {
+    call->stream = stream;
+    call->watch = (dss_watch_t){.kind = DSS_WATCH_CALL, .fd = stream->fd, .owner = call};
+    return call;
+}
+
+static dss_call_t *make_socket_call(dss_engine_t *engine, int fd, bool unix_socket) {
+    dss_stream_t *stream = dss_stream_socket_create(fd, unix_socket ? "unix" : "tcp", NULL);
+    if (!stream) {
         close(fd);
-        free(call);
         return NULL;
     }
-    call->watch = (dss_watch_t){.kind = DSS_WATCH_CALL, .fd = fd, .owner = call};
     if (!unix_socket)
         (void)dss_socket_tune_tcp(fd);
-    return call;
+    return make_call(engine, stream, unix_socket);
 }
 
 static bool say(dss_call_t *call, const uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES]) {
@@ -185,9 +190,38 @@ static void dial_failed(dss_peer_t *peer, int error) {
                       strerror(error));
 }
 
+static void begin_dial(dss_peer_t *peer, dss_call_t *call, bool connected) {
+    if (!call) {
+        dss_peer_lose(peer, "cannot be called: out of memory");
+        return;
+    }
+    call->peer = peer;
+    call->deadline_ns = connected ? 0 : dss_now_ns() + CONNECT_PATIENCE_NS;
+    peer->dial = call;
+    if (!connected)
+        dss_watch_set(peer->engine, &call->watch, EPOLLOUT);
+    else if (!say_hello(call))
+        hung_up(call, "it closed the connection at once");
+}
+
+static void dial_fabric(dss_peer_t *peer) {
+    const dss_fabric_t *fabric = &peer->engine->fabric;
+    dss_stream_t *stream = fabric->dial(fabric->argument, peer->engine->identity.rank, peer->rank);
+    if (stream)
+        begin_dial(peer, make_call(peer->engine, stream, false), true);
+    else
+        dial_failed(peer, ECONNREFUSED);
+}
+
 void dss_connect_dial(dss_peer_t *peer) {
     dss_engine_t *engine = peer->engine;
     struct sockaddr_storage storage;
+    if (engine->fabric.dial) {
+        peer->redial_ns = 0;
+        peer->state = DSS_PEER_DIALING;
+        dial_fabric(peer);
+        return;
+    }
     const bool unix_socket = peer->same_host && peer->has_unix;
     const socklen_t length =
         unix_socket ? dss_unix_to_socket(peer->unix_name, &storage) : dss_address_to_socket(&peer->address, &storage);
@@ -209,18 +243,7 @@ void dss_connect_dial(dss_peer_t *peer) {
         dial_failed(peer, error);
         return;
     }
-    dss_call_t *call = make_call(engine, fd, unix_socket);
-    if (!call) {
-        dss_peer_lose(peer, "cannot be called: out of memory");
-        return;
-    }
-    call->peer = peer;
-    call->deadline_ns = connected ? 0 : dss_now_ns() + CONNECT_PATIENCE_NS;
-    peer->dial = call;
-    if (!connected)
-        dss_watch_set(engine, &call->watch, EPOLLOUT);
-    else if (!say_hello(call))
-        hung_up(call, "it closed the connection at once");
+    begin_dial(peer, make_socket_call(engine, fd, unix_socket), connected);
 }
 
 /* Another user's process cannot be of this job. */
@@ -230,6 +253,29 @@ static bool has_our_user(int fd) {
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0 && credentials.uid == geteuid();
 }
 
+static void take_caller(dss_engine_t *engine, dss_call_t *call, const uint8_t nonce[DSS_NONCE_BYTES]) {
+    if (!call)
+        return;
+    call->connected = true;
+    call->deadline_ns = dss_now_ns() + DSS_HANDSHAKE_PATIENCE_NS;
+    dss_handshake_accept(&call->handshake, &engine->identity, nonce);
+    call->next = engine->calls;
+    engine->calls = call;
+    engine->call_count++;
+    dss_watch_set(engine, &call->watch, EPOLLIN);
+}
+
+void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream) {
+    uint8_t nonce[DSS_NONCE_BYTES];
+    dss_engine_lock(engine);
+    if (dss_random_bytes(nonce, sizeof nonce, NULL) == DSS_OK)
+        take_caller(engine, make_call(engine, stream, false), nonce);
+    else
+        stream->ops->close(stream);
+    dss_engine_wake(engine);
+    dss_engine_unlock(engine);
+}
+
 void dss_connect_accept(dss_engine_t *engine, int listener) {
     const bool unix_socket = listener == engine->listeners[1].fd;
     for (;;) {
@@ -237,23 +283,13 @@ void dss_connect_accept(dss_engine_t *engine, int listener) {
         if (fd < 0)
             return;
         uint8_t nonce[DSS_NONCE_BYTES];
-        if ((unix_socket && !has_our_user(fd)) || engine->call_count > engine->identity.world_size + 64 ||
-            dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK) {
-            dss_engine_log(engine, "dropped a caller: %s",
-                           unix_socket ? "it is another user's, or too many call at once" : "too many call at once");
+        const bool too_many = engine->call_count > engine->identity.world_size + 64;
+        if (too_many || (unix_socket && !has_our_user(fd)) || dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK) {
+            dss_engine_log(engine, "dropped a caller: %s", too_many ? "too many call at once" : "it is another user's process");
             close(fd);
             continue;
         }
-        dss_call_t *call = make_call(engine, fd, unix_socket);
-        if (!call)
-            continue;
-        call->connected = true;
-        call->deadline_ns = dss_now_ns() + DSS_HANDSHAKE_PATIENCE_NS;
-        dss_handshake_accept(&call->handshake, &engine->identity, nonce);
-        call->next = engine->calls;
-        engine->calls = call;
-        engine->call_count++;
-        dss_watch_set(engine, &call->watch, EPOLLIN);
+        take_caller(engine, make_socket_call(engine, fd, unix_socket), nonce);
     }
 }
 

@@ -221,6 +221,13 @@ void dss_bytes_release(dss_bytes_t *bytes);
 
 /* ---- connections -------------------------------------------------------------------------------------------------------- */
 
+/* How tests carry bytes themselves: calls go through `dial` (a stream, or NULL: nobody is there) instead of sockets. The other end
+ * is handed to its engine with dss_connect_take(), by another thread. Set right after dss_engine_create(). */
+typedef struct dss_fabric {
+    dss_stream_t *(*dial)(void *argument, uint32_t from, uint32_t to);
+    void *argument;
+} dss_fabric_t;
+
 struct dss_call {
     dss_engine_t *engine;
     dss_peer_t *peer; /* dialed: whom; accepted: NULL until proved */
@@ -241,6 +248,8 @@ dss_status_t dss_connect_listen(dss_engine_t *engine, const char *interfaces, co
 /* Whether the process behind the card is on this host. */
 bool dss_connect_reaches(const dss_card_t *card);
 void dss_connect_dial(dss_peer_t *peer);
+/* A stream on which somebody calls, as the listeners take; for fabrics. */
+void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream);
 void dss_connect_accept(dss_engine_t *engine, int listener);
 void dss_connect_progress(dss_call_t *call, uint32_t events);
 void dss_connect_tick(dss_engine_t *engine, uint64_t now_ns);
@@ -276,8 +285,9 @@ void dss_channel_release(dss_engine_t *engine);
 struct dss_engine {
     dss_identity_t identity;
     dss_transport_t transport;
-    uint32_t *hosts;   /* the lowest rank on each rank's host; owned */
-    dss_peer_t *peers; /* by rank; the own one is unused; owned */
+    dss_fabric_t fabric; /* of tests; dial NULL: sockets */
+    uint32_t *hosts;     /* the lowest rank on each rank's host; owned */
+    dss_peer_t *peers;   /* by rank; the own one is unused; owned */
     void (*log)(void *argument, const char *text);
     void *log_argument;
 

@@ -19,6 +19,8 @@
 /* ---- bytes -------------------------------------------------------------------------------------------------------------- */
 
 bool dss_bytes_append(dss_bytes_t *bytes, const void *more, size_t more_count) {
+    if (more_count == 0)
+        return true;
     if (bytes->begin > 0 && bytes->end + more_count > bytes->capacity) {
         memmove(bytes->bytes, bytes->bytes + bytes->begin, bytes->end - bytes->begin);
         bytes->end -= bytes->begin;
@@ -515,8 +517,8 @@ static bool read_payload(dss_peer_t *peer) {
         used = take_data(peer, bytes, used);
     if (peer->state == DSS_PEER_LOST)
         return false;
-    if (used == 0) {
-        peer->stalled = true;
+    if (used == 0) { /* not its turn, or less than an element */
+        peer->stalled = peer->reading && (size_t)there >= sizeof(uint64_t);
         return false;
     }
     if (peer->frame.type == DSS_FRAME_OPEN)
@@ -559,7 +561,7 @@ bool dss_peer_progress(dss_peer_t *peer) {
 
 bool dss_peer_unstall(dss_peer_t *peer) {
     const uint8_t *bytes = NULL;
-    if (peer->state != DSS_PEER_READY || !peer->stalled || !peer->reading)
+    if (peer->state != DSS_PEER_READY || !peer->stalled || !peer->reading || peer->frame.phase != DSS_PHASE_REDUCE)
         return false;
     const ssize_t there = peer->stream->ops->peek(peer->stream, sizeof(uint64_t), &bytes);
     if (there <= 0)
