@@ -302,12 +302,10 @@ static uint32_t shared_arm(dss_stream_t *base, bool want_room) {
 static void shared_woken(dss_stream_t *base, uint32_t events) {
     shared_stream_t *stream = shared_of(base);
     const uint8_t *rings;
-    ssize_t count;
-    do {
-        count = stream->doorbell->ops->peek(stream->doorbell, 1, &rings);
-        if (count > 0)
-            stream->doorbell->ops->consume(stream->doorbell, (size_t)count);
-    } while (count > 0 && events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)); /* the end stands behind the rings */
+    const ssize_t count = stream->doorbell->ops->peek(stream->doorbell, 1, &rings); /* an end behind the rings wakes us again */
+    (void)events;
+    if (count > 0)
+        stream->doorbell->ops->consume(stream->doorbell, (size_t)count);
     if (count < 0)
         stream->lost = (int)count;
 }

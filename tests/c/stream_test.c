@@ -457,6 +457,23 @@ static void what_was_written_before_a_close_arrives(void) {
     }
 }
 
+/* The kernel tells of a reset once, and of an orderly end from then on. */
+static void a_reset_that_a_write_met_is_no_orderly_end(void) {
+    link_t link = link_make(&carriers[1]);
+    end_t end = end_open(&link, 0);
+    const uint8_t *bytes;
+    const struct linger reset = {1, 0};
+    CHECK(setsockopt(link.fds[1], SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0);
+    CHECK(close(link.fds[1]) == 0);
+    ssize_t count = 0;
+    while (count >= 0)
+        count = put(&end, pattern, 1);
+    CHECK_EQUAL(-count, ECONNRESET);
+    CHECK_EQUAL(-end.stream->ops->peek(end.stream, 1, &bytes), ECONNRESET);
+    CHECK_EQUAL(-put(&end, pattern, 1), ECONNRESET);
+    end_close(&end);
+}
+
 static void a_cut_off_rest_is_told_once(void) {
     FOR_EACH_CARRIER(carrier) {
         link_t link;
@@ -841,6 +858,7 @@ int main(void) {
     RUN(a_writer_in_shared_memory_is_rung_at_half);
     RUN(arm_counts_only_what_is_news);
     RUN(what_was_written_before_a_close_arrives);
+    RUN(a_reset_that_a_write_met_is_no_orderly_end);
     RUN(a_cut_off_rest_is_told_once);
     RUN(a_killed_writer_leaves_its_bytes_and_an_error);
     RUN(a_killed_sleeper_is_noticed);
