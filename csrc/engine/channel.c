@@ -62,31 +62,62 @@ void dss_channel_tell(dss_channel_t *channel, dss_peer_t *peer) {
     dss_peer_say(peer, &frame, text);
 }
 
-void dss_channel_fail(dss_engine_t *engine, uint64_t id, dss_status_t status, const char *text, dss_peer_t *from) {
-    if (dss_channel_failed(engine, id))
-        return;
+static dss_channel_t *add_channel(dss_engine_t *engine, uint64_t id, const char *text) {
     dss_channel_t *channel = calloc(1, sizeof *channel);
-    if (channel) {
-        *channel = (dss_channel_t){.id = id, .text = dss_text_copy(text), .next = engine->channels};
-        channel->told = calloc(engine->identity.world_size, 1);
-        if (channel->told && from)
-            channel->told[from->rank] = 1;
-        engine->channels = channel;
-    }
-    dss_operation_t *operation = engine->operations;
-    while (operation) {
+    if (!channel)
+        return NULL;
+    *channel = (dss_channel_t){.id = id, .text = dss_text_copy(text), .next = engine->channels};
+    channel->told = calloc(engine->identity.world_size, 1);
+    engine->channels = channel;
+    return channel;
+}
+
+/* Whether there were any. */
+static bool fail_operations(dss_engine_t *engine, uint64_t channel, dss_status_t status, const char *text) {
+    bool any = false;
+    for (dss_operation_t *operation = engine->operations; operation;) {
         dss_operation_t *next = operation->next;
-        if (operation->key.channel == id) {
+        if (operation->key.channel == channel) {
             char failure[TEXT_BYTES + 200];
             (void)snprintf(failure, sizeof failure, "%s failed on rank %u of %u: %s", operation->what, engine->identity.rank,
                            engine->identity.world_size, text);
             dss_operation_complete(operation, status, failure);
+            any = true;
         }
         operation = next;
     }
+    return any;
+}
+
+void dss_channel_fail(dss_engine_t *engine, uint64_t id, dss_status_t status, const char *text, dss_peer_t *from) {
+    if (dss_channel_failed(engine, id))
+        return;
+    dss_channel_t *channel = add_channel(engine, id, text);
+    if (channel && channel->told && from)
+        channel->told[from->rank] = 1;
+    (void)fail_operations(engine, id, status, text);
     for (uint32_t i = 0; channel && i < engine->identity.world_size; i++)
         if (engine->peers[i].state == DSS_PEER_READY)
             dss_channel_tell(channel, &engine->peers[i]);
+}
+
+void dss_engine_close_channel(dss_engine_t *engine, uint64_t id, const char *reason) {
+    char text[TEXT_BYTES];
+    dss_engine_lock(engine);
+    (void)snprintf(text, sizeof text, "rank %u: %s", engine->identity.rank, reason);
+    dss_channel_t *channel = dss_channel_failed(engine, id) ? NULL : add_channel(engine, id, text);
+    const bool any = channel && fail_operations(engine, id, DSS_ERR_SHUT_DOWN, text);
+    for (uint32_t i = 0; channel && i < engine->identity.world_size; i++) {
+        dss_peer_t *peer = &engine->peers[i];
+        bool waits = any; /* else only who has posted what this rank has not: others may still be finishing */
+        for (const dss_ahead_t *ahead = peer->ahead; ahead; ahead = ahead->next)
+            waits = waits || ahead->key.channel == id;
+        if (waits && peer->state == DSS_PEER_READY) {
+            dss_channel_tell(channel, peer);
+            (void)dss_peer_progress(peer);
+        }
+    }
+    dss_engine_unlock(engine);
 }
 
 void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const char *phase, const char *cause) {
@@ -104,6 +135,13 @@ void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const c
     dss_operation_complete(operation, status, text);
     (void)snprintf(told, sizeof told, "rank %u gave up: %s", rank, text);
     dss_channel_fail(engine, channel, DSS_ERR_FAILED, told, NULL);
+}
+
+static bool has_launched_another(const dss_member_t *member) {
+    const dss_ahead_t *ahead = member->peer->ahead;
+    while (ahead && ahead->key.channel != member->operation->key.channel)
+        ahead = ahead->next;
+    return ahead != NULL;
 }
 
 /* What the operation still waits for from one member; appends to `text`. */
@@ -124,7 +162,8 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
                        peer->dial && peer->dial->connected ? "connected, its process does not answer the handshake"
                                                            : "no connection");
     else if (!member->opened)
-        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s", separator, who, member->operation->what);
+        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s", separator, who, member->operation->what,
+                       has_launched_another(member) ? " (but another one that this rank has not)" : "");
     else
         (void)snprintf(text + used, capacity - used, "%s%s has stopped: %llu of %llu bytes came from it, %llu of %llu were sent",
                        separator, who, (unsigned long long)received, (unsigned long long)to_receive, (unsigned long long)sent,

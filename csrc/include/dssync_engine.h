@@ -55,6 +55,10 @@ DSS_API void dss_engine_destroy(dss_engine_t *engine);
 /* Fails what is under way, and all that is posted later, with this reason; returns at once. */
 DSS_API void dss_engine_abort(dss_engine_t *engine, const char *reason);
 
+/* This rank will post nothing more on the channel: what is under way on it fails, and a rank that posts on it is told the reason.
+ */
+DSS_API void dss_engine_close_channel(dss_engine_t *engine, uint64_t channel, const char *reason);
+
 DSS_API uint32_t dss_engine_rank(const dss_engine_t *engine);
 DSS_API uint32_t dss_engine_world_size(const dss_engine_t *engine);
 /* The lowest rank on the host of `rank`. */
