@@ -36,7 +36,7 @@ typedef struct scene {
     unsigned message_count;
 } scene_t;
 
-static const char secrets[2][DSS_SECRET_BYTES + 1] = {"hidden by honest ranks: 32 bytes", "HIDDEN BY OTHER RANKS: 32 BYTES."};
+static const char secrets[2][DSS_SECRET_BYTES + 1] = {"Hidden:By_Honest#Ranks;32*Bytes.", "HIDDEN:BY_OTHER#RANKS;OF*BYTES.."};
 
 static uint8_t next_byte(scene_t *scene) {
     if (!scene->script_bytes)
@@ -102,17 +102,28 @@ static void check_trust_is_earned(const scene_t *scene, const machine_t *machine
     CHECK_FAIL("rank %u trusts rank %u, which did not talk to it", machine->identity.rank, machine->handshake.peer);
 }
 
-static void check_text(const dss_error_t *error, dss_status_t status) {
+/* Whether the attacker itself said these four bytes, in either order, which an error may then quote as a number: libFuzzer learns
+ * secrets from the comparisons here. */
+static bool said_itself(const message_t message, const char part[4]) {
+    for (size_t i = 0; i + 4 <= sizeof(message_t); i++) {
+        const uint8_t reversed[4] = {message[i + 3], message[i + 2], message[i + 1], message[i]};
+        if (memcmp(message + i, part, 4) == 0 || memcmp(reversed, part, 4) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void check_text(const dss_error_t *error, dss_status_t status, const message_t message) {
     CHECK(status == DSS_ERR_CORRUPT || status == DSS_ERR_STRANGER);
     CHECK_STATUS(error->status, status);
     CHECK(error->text[0] && memchr(error->text, 0, sizeof error->text));
     for (unsigned job = 0; job < 2; job++)
-        for (unsigned i = 0; i < DSS_SECRET_BYTES; i += 8) {
-            char part[9] = "";
+        for (const char *part = secrets[job]; part < secrets[job] + DSS_SECRET_BYTES; part += 4) {
+            char raw[5] = "";
             char hex[9];
-            memcpy(part, secrets[job] + i, 8);
+            memcpy(raw, part, 4);
             snprintf(hex, sizeof hex, "%02x%02x%02x%02x", part[0], part[1], part[2], part[3]);
-            CHECK_FOR(!strstr(error->text, part) && !strstr(error->text, hex), "%s", error->text);
+            CHECK_FOR(!strstr(error->text, raw) && (!strstr(error->text, hex) || said_itself(message, part)), "%s", error->text);
         }
 }
 
@@ -136,7 +147,7 @@ static void deliver(scene_t *scene, const message_t message, uint8_t whom) {
     else
         CHECK(memcmp(answer, untouched, sizeof answer) == 0);
     if (status != DSS_OK)
-        check_text(&error, status);
+        check_text(&error, status, message);
     else
         CHECK(before != DSS_HANDSHAKE_FAILED && before != after);
     if (after == DSS_HANDSHAKE_ACCEPTOR_DECIDE || after == DSS_HANDSHAKE_DONE)
