@@ -1,4 +1,4 @@
-#define _GNU_SOURCE
+#define _GNU_SOURCE /* memfd_create, POLLRDHUP */
 
 #include "stream_shared.h"
 
@@ -122,7 +122,7 @@ dss_status_t dss_shared_create(size_t ring_bytes, int *memfd_p, dss_shared_t **s
                           memory_bytes(rounded_bytes), strerror(errno));
     else
         status = shared_map(memfd, rounded_bytes, &shared, error_p);
-    if (status != DSS_OK) {
+    if (!shared) {
         (void)close(memfd);
         return status;
     }
@@ -163,7 +163,7 @@ static dss_status_t shared_check(int memfd, size_t *ring_bytes_p, dss_error_t *e
 }
 
 dss_status_t dss_shared_open(int memfd, dss_shared_t **shared_p, dss_error_t *error_p) {
-    size_t ring_bytes;
+    size_t ring_bytes = 0;
     const dss_status_t status = shared_check(memfd, &ring_bytes, error_p);
     return status != DSS_OK ? status : shared_map(memfd, ring_bytes, shared_p, error_p);
 }

@@ -1,4 +1,4 @@
-#define _GNU_SOURCE
+#define _GNU_SOURCE /* struct tcp_info, MSG_CMSG_CLOEXEC */
 
 #include "stream_socket.h"
 
@@ -48,7 +48,7 @@ static ssize_t socket_send(socket_stream_t *stream, const struct msghdr *message
 
 static ssize_t socket_write(dss_stream_t *base, const struct iovec *list, int list_count) {
     struct msghdr message = {0};
-    message.msg_iov = (struct iovec *)(uintptr_t)list; /* sendmsg() does not write to it */
+    message.msg_iov = (struct iovec *)list; /* sendmsg() does not write to it */
     message.msg_iovlen = (size_t)(list_count < MAX_LIST_COUNT ? list_count : MAX_LIST_COUNT);
     return socket_send(socket_of(base), &message);
 }
@@ -183,12 +183,12 @@ dss_stream_t *dss_stream_socket_create(int fd, const char *name, dss_error_t *er
     return &stream->base;
 }
 
-dss_status_t dss_stream_socket_send_fd(dss_stream_t *base, int fd, const void *bytes, size_t bytes_count) {
+dss_status_t dss_stream_socket_send_fd(dss_stream_t *stream, int fd, const void *bytes, size_t bytes_count) {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
     } control = {0};
-    struct iovec piece = {(void *)(uintptr_t)bytes, bytes_count};
+    struct iovec piece = {(void *)bytes, bytes_count};
     struct msghdr message = {0};
     message.msg_iov = &piece;
     message.msg_iovlen = 1;
@@ -199,16 +199,16 @@ dss_status_t dss_stream_socket_send_fd(dss_stream_t *base, int fd, const void *b
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof fd);
     memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    const ssize_t sent = socket_send(socket_of(base), &message);
+    const ssize_t sent = socket_send(socket_of(stream), &message);
     if (sent == -EPIPE || sent == -ECONNRESET)
         return DSS_ERR_PEER_LOST;
     return sent == (ssize_t)bytes_count ? DSS_OK : DSS_ERR_SYSTEM;
 }
 
-int dss_stream_socket_take_fd(dss_stream_t *base) {
-    socket_stream_t *stream = socket_of(base);
-    const int fd = stream->passed_fd;
-    stream->passed_fd = -1;
+int dss_stream_socket_take_fd(dss_stream_t *stream) {
+    socket_stream_t *self = socket_of(stream);
+    const int fd = self->passed_fd;
+    self->passed_fd = -1;
     return fd;
 }
 

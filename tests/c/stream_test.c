@@ -1,7 +1,7 @@
 /* The same bytes over a Unix socket, TCP and shared memory, between threads and between processes; and what each carrier must hold
  * out on its own: dying peers, garbage in shared memory, closes with unread bytes. Whoever sleeps, sleeps in epoll with no
  * time-out: a lost wake-up is a hang, and the watchdog's. */
-#define _GNU_SOURCE
+#define _GNU_SOURCE /* accept4, memfd_create */
 #include "check.h"
 
 #include <dirent.h>
@@ -38,7 +38,7 @@ static const carrier_t carriers[] = {
     {"unix", false, 0}, {"tcp", true, 0}, {"shared memory", false, 1u << 20}, {"smallest shared memory", false, 1}};
 static const carrier_t *const shared_carrier = &carriers[2];
 
-#define FOR_EACH_CARRIER(carrier) for (const carrier_t *carrier = carriers; carrier < carriers + 4; carrier++)
+#define FOR_EACH_CARRIER for (const carrier_t *carrier = carriers; carrier < carriers + 4; carrier++)
 
 typedef struct link {
     const carrier_t *carrier;
@@ -146,15 +146,15 @@ static void end_sleep(end_t *end, bool want_room) {
     end->stream->ops->woken(end->stream, event.events);
 }
 
-/* Whether the end, armed before, would be woken now. */
-static bool end_is_rung(end_t *end, uint32_t events) {
+/* Whether the end, armed before, is woken within so long; -1: it must be. */
+static bool end_is_rung(end_t *end, uint32_t events, int milliseconds) {
     struct epoll_event event = {.events = events};
     CHECK(epoll_ctl(end->epoll, EPOLL_CTL_MOD, end->stream->fd, &event) == 0);
-    return epoll_wait(end->epoll, &event, 1, 0) == 1;
+    return epoll_wait(end->epoll, &event, 1, milliseconds) == 1;
 }
 
 static ssize_t put(end_t *end, const void *bytes, size_t bytes_count) {
-    const struct iovec piece = {(void *)(uintptr_t)bytes, bytes_count};
+    const struct iovec piece = {(void *)bytes, bytes_count};
     return end->stream->ops->write(end->stream, &piece, 1);
 }
 
@@ -250,7 +250,7 @@ static void *talk(void *argument) {
 }
 
 static void threads_talk_both_ways(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         link_t link;
         end_t ends[2];
         pair_open(carrier, &link, ends);
@@ -264,7 +264,7 @@ static void threads_talk_both_ways(void) {
 }
 
 static void processes_talk_both_ways(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         end_t end;
         const pid_t child = pair_fork(carrier, &end);
         talker_t talker = {&end, 12000000, child ? 3 : 4, 0, 0};
@@ -300,7 +300,7 @@ static void *play_second(void *end) {
 }
 
 static void no_wake_up_is_lost_in_many_short_rounds(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         link_t link;
         end_t ends[2];
         pthread_t thread;
@@ -349,7 +349,7 @@ static ssize_t drain(end_t *end, uint64_t *at, uint64_t most) {
 }
 
 static void a_full_stream_takes_no_more_until_it_is_read(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         link_t link;
         end_t ends[2];
         pair_open(carrier, &link, ends);
@@ -361,7 +361,7 @@ static void a_full_stream_takes_no_more_until_it_is_read(void) {
                 const uint32_t events = ends[0].stream->ops->arm(ends[0].stream, true);
                 CHECK_FOR(ends[1].stream->ops->peer_waits(ends[1].stream), "%s", carrier->name);
                 (void)drain(&ends[1], &drained, UINT64_MAX / 2);
-                if (events && (drained == filled || end_is_rung(&ends[0], events)))
+                if (events && (drained == filled || end_is_rung(&ends[0], events, 0)))
                     end_sleep(&ends[0], true);
                 const ssize_t count = put(&ends[0], pattern + filled % PATTERN_BYTES, 50000);
                 CHECK(count >= 0);
@@ -388,9 +388,9 @@ static void a_writer_in_shared_memory_is_rung_at_half(void) {
     CHECK(ends[1].stream->ops->peer_waits(ends[1].stream));
     uint64_t drained = 0;
     (void)drain(&ends[1], &drained, filled / 2 - 1);
-    CHECK(!end_is_rung(&ends[0], events));
+    CHECK(!end_is_rung(&ends[0], events, 0));
     (void)drain(&ends[1], &drained, 1);
-    CHECK(end_is_rung(&ends[0], events));
+    CHECK(end_is_rung(&ends[0], events, -1));
     CHECK(!ends[1].stream->ops->peer_waits(ends[1].stream));
     CHECK_EQUAL(ends[0].stream->ops->arm(ends[0].stream, true), 0); /* there is room now */
     pair_close(&link, ends);
@@ -398,7 +398,7 @@ static void a_writer_in_shared_memory_is_rung_at_half(void) {
 
 /* Whoever leaves bytes where they are must be able to sleep until more come, and may not sleep on what no peek has told of. */
 static void arm_counts_only_what_is_news(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         link_t link;
         end_t ends[2];
         const uint8_t *bytes;
@@ -409,9 +409,9 @@ static void arm_counts_only_what_is_news(void) {
         CHECK_EQUAL(ops->peek(ends[1].stream, 100, &bytes), 100);
         uint32_t events = ops->arm(ends[1].stream, false);
         CHECK(events & EPOLLIN);
-        CHECK(!end_is_rung(&ends[1], events));
+        CHECK(!end_is_rung(&ends[1], events, 0));
         put_all(&ends[0], pattern + 100, 1);
-        CHECK_FOR(end_is_rung(&ends[1], events), "%s", carrier->name);
+        CHECK_FOR(end_is_rung(&ends[1], events, -1), "%s", carrier->name);
         ops->woken(ends[1].stream, EPOLLIN);
         CHECK_EQUAL(ops->peek(ends[1].stream, 101, &bytes), 101);
         ops->consume(ends[1].stream, 1);
@@ -435,12 +435,13 @@ static ssize_t drain_to_end(end_t *end, uint64_t *at) {
 }
 
 static void what_was_written_before_a_close_arrives(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         link_t link;
         end_t ends[2];
         pair_open(carrier, &link, ends);
         const uint64_t filled = fill(&ends[0]);
         put_all(&ends[1], pattern, 1000); /* never read: a plain close() would now throw away what is under way */
+        end_sleep(&ends[0], false);       /* until they are there */
         end_close(&ends[0]);
         uint64_t drained = 0;
         const ssize_t error = drain_to_end(&ends[1], &drained);
@@ -475,7 +476,7 @@ static void a_reset_that_a_write_met_is_no_orderly_end(void) {
 }
 
 static void a_cut_off_rest_is_told_once(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         link_t link;
         end_t ends[2];
         const uint8_t *bytes;
@@ -519,7 +520,7 @@ static void kill_child(pid_t child) {
 }
 
 static void a_killed_writer_leaves_its_bytes_and_an_error(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         for (int attempt = 0; attempt < 5; attempt++) {
             end_t end;
             const pid_t child = pair_fork(carrier, &end);
@@ -545,7 +546,7 @@ static void a_killed_writer_leaves_its_bytes_and_an_error(void) {
 
 /* The peer sleeps and has everything: asleep in epoll, with a full stream, and only peeking, we find out. */
 static void a_killed_sleeper_is_noticed(void) {
-    FOR_EACH_CARRIER(carrier) {
+    FOR_EACH_CARRIER {
         for (int way = 0; way < 3; way++) {
             end_t end;
             const uint8_t *bytes;
