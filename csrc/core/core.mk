@@ -69,10 +69,9 @@ core-fuzz: $(CORE_FUZZ_PROGRAMS)
 	@for program in $^; do $$program || exit 1; done
 
 # The same by hand, driven by coverage: clang with its libFuzzer. What is found and what was learnt stays in build/fuzz.
-fuzz-long:
-	mkdir -p build/fuzz
+fuzz-long: $(CORE_FUZZ_PROGRAMS)
 	@for target in $(CORE_FUZZERS:tests/fuzz/%.c=%); do \
-	    mkdir -p build/fuzz/$$target.corpus; \
+	    mkdir -p build/fuzz/$$target.corpus && $(CORE_BUILD)/$$target seeds build/fuzz/$$target.corpus && \
 	    $(CLANG) $(CORE_FLAGS) -Itests/c -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz/$$target.c \
 	        $(CORE_SOURCES) -o build/fuzz/$$target -lm -pthread && \
 	    build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1 \

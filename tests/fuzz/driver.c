@@ -1,5 +1,6 @@
 /*
  * Runs a target without libFuzzer: frame_fuzz [seed [inputs]]. A failure names the seed and the input.
+ * frame_fuzz seeds FOLDER writes the seeds there, for libFuzzer to begin from.
  */
 #include "driver.h"
 
@@ -18,6 +19,17 @@ static unsigned count_seeds(void) {
     while (fuzz_seed(count, bytes))
         count++;
     return count;
+}
+
+static void write_seeds(const char *folder) {
+    uint8_t bytes[FUZZ_INPUT_BYTES];
+    char path[4096];
+    size_t count = 0;
+    for (unsigned number = 0; (count = fuzz_seed(number, bytes)); number++) {
+        snprintf(path, sizeof path, "%s/seed-%u", folder, number);
+        FILE *file = fopen(path, "wb");
+        CHECK_FOR(file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0, "%s", path);
+    }
 }
 
 /* One small change; most of what is found lies a few of these from a good input. Returns the new size, never 0. */
@@ -65,6 +77,10 @@ static size_t make_input(uint64_t *chance, unsigned seed_count, uint8_t *bytes) 
 }
 
 int main(int argument_count, char **arguments) {
+    if (argument_count == 3 && strcmp(arguments[1], "seeds") == 0) {
+        write_seeds(arguments[2]);
+        return 0;
+    }
     input_count = fuzz_input_count;
     if (argument_count > 1)
         first_seed = strtoull(arguments[1], NULL, 0);
