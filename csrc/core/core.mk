@@ -58,8 +58,9 @@ sanitize-address:
 	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-address \
 	    CORE_CFLAGS="$(CORE_SANITIZE_ADDRESS)"
 
+# Fuzz targets have one thread.
 sanitize-thread:
-	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-thread CORE_CFLAGS="-O2 -g -fsanitize=thread"
+	$(MAKE) -f csrc/core/core.mk core-test CORE_BUILD=build/core-thread CORE_FUZZERS= CORE_CFLAGS="-O2 -g -fsanitize=thread"
 
 # The fuzz targets alone, driven blindly for a fixed number of inputs: any compiler, seconds. core-test and sanitize run them too.
 fuzz:
