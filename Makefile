@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --retries 8
-C_FILES = $(wildcard csrc/*/*.[ch] csrc/*/*.[ch]pp tests/c/*.[ch])
+C_FILES = $(wildcard csrc/*/*.[ch] csrc/*/*.[ch]pp tests/c/*.[ch] tests/fuzz/*.[ch])
 STEP = @printf '==> %s\n'
 
 .PHONY: help setup demo test test-python test-packaging lint format conformance accuracy clean distclean
@@ -45,7 +45,7 @@ $(VENV)/.torch: $(VENV)/.made
 	    printf '==> %s\n' "$(TORCH) (a large download)"; $(PIP_INSTALL) $(TORCH); fi
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/include/*.h csrc/core/*.[ch] csrc/shim/*.[ch]pp)
+$(VENV)/.built: $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/include/*.h csrc/core/*.[ch] csrc/engine/*.[ch] csrc/shim/*.[ch]pp)
 	$(STEP) "building dssync_pg (a minute or two the first time)"
 	@MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} $(PIP_INSTALL) --no-build-isolation --editable '.[demo,test]' \
 	    > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }

@@ -1,4 +1,4 @@
-"""Builds the C core (csrc/core) as a static C11 library and the shim (csrc/shim) as dssync_pg._C, against the installed torch.
+"""Builds the C core and the engine (csrc/core, csrc/engine) as a static C11 library and the shim (csrc/shim) as dssync_pg._C, against the installed torch.
 
 DSSYNC_WERROR=1 makes warnings errors (CI sets it).
 """
@@ -54,7 +54,7 @@ if not OLDEST_TORCH <= torch_release <= NEWEST_TORCH:
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths  # noqa: E402
 
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("DSSYNC_WERROR") == "1" else [])
-CORE_SOURCES = sorted(glob("csrc/core/*.c"))
+CORE_SOURCES = sorted(glob("csrc/core/*.c") + glob("csrc/engine/*.c"))
 SHIM_SOURCES = sorted(glob("csrc/shim/*.cpp"))
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.hpp", recursive=True))
 
@@ -62,7 +62,7 @@ core = (
     "dssync_core",
     {
         "sources": CORE_SOURCES,
-        "include_dirs": ["csrc/include"],
+        "include_dirs": ["csrc/include", "csrc/core", "csrc/engine"],
         "cflags": ["-std=c11", "-O3", "-fvisibility=hidden", "-fPIC", "-Wpedantic", *WARNINGS],
         "obj_deps": {"": HEADERS},
     },

@@ -63,13 +63,50 @@ class LaunchGate:
     armed: bool
     exact_depth: int  # > 0: every AVG is exact (inside dssync_pg.exact()), read by ProcessGroupDssync without the GIL
 
-class Averager:
-    """Averages lists of tensors in the groups of a plan, one launch after the other, on a thread of its own (csrc/shim/averager).
+class Engine:
+    """The native engine of one process group (csrc/include/dssync_engine.h). RuntimeError where it cannot be had."""
 
-    Launches are matched by (name, step): every rank gives the same sequence of steps, rounds and shapes. Before any payload moves
-    on a group, its members compare a header (step, layout hash, dtype, numel); a difference is an error on each of them and nothing
-    is averaged. The first error sticks: later launches fail with the same text.
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        transport: str,  # auto|shm|tcp
+        interfaces: str,  # to listen on, divided by commas; "": the one from which `reach` is reached
+        reach: str,  # a host; "": this one only
+        store: Store,  # a connection of its own, for the first failure
+        allgather: Callable[[bytes], list[bytes]],  # collective; called twice while this constructs
+    ) -> None: ...
+    @property
+    def hosts(self) -> list[int]: ...  # the lowest rank on the host of each rank
+    def abort(self, reason: str) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    """bytes_sent and bytes_received (headers counted), operations, and peers by how they are connected: shm_peers, tcp_peers,
+    unix_peers (of this host, without shared memory), lost_peers."""
+
+class Averager:
+    """Averages lists of tensors in the groups of a plan.
+
+    Launches are matched by (name, step): every rank gives the same sequence of steps, rounds and shapes; a difference is an error on
+    every member. The first error sticks: later launches fail with the same text.
     """
+
+    def launch(
+        self,
+        step: int,
+        layout: int,  # hash of what is averaged; equal on all ranks
+        parts: Sequence[tuple[int, Sequence[torch.Tensor]]],  # (round or EXACT_ROUND, dense tensors averaged in place)
+        what: str,  # for errors: "step 17 of sync 0"
+    ) -> Work: ...
+    def shutdown(self, abort: bool = False) -> None:
+        """No launches from now on: with `abort` at once, else after what was launched, within 2 s. What is left fails. Never raises."""
+
+    def set_timeout(self, timeout: timedelta) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+    """launches, bytes_sent (payload bytes this rank put on the wire, counted as 2 (s-1)/s of what a group averages), seconds_waiting
+    (native: from launch to done), groups_formed, groups_cached (native: none), last_step, error (str | None)."""
+
+class GlooAverager(Averager):
+    """Through inner groups of Gloo, formed when needed, one launch after the other, on a thread of its own (csrc/shim/gloo_averager)."""
 
     def __init__(
         self,
@@ -82,29 +119,22 @@ class Averager:
         bucket_bytes: int = 25 << 20,
         max_groups: int = 16,
     ) -> None: ...
-    def launch(
-        self,
-        step: int,
-        layout: int,  # hash of what is averaged; equal on all ranks
-        parts: Sequence[tuple[int, Sequence[torch.Tensor]]],  # (round or EXACT_ROUND, dense tensors averaged in place)
-        what: str,  # for errors: "step 17 of sync 0"
-    ) -> Work: ...
-    def shutdown(self, abort: bool = False) -> None:
-        """Ends the thread: with `abort` at once, else after what was launched, within 2 s. What is left fails. Never raises."""
 
-    def set_timeout(self, timeout: timedelta) -> None: ...
-    def stats(self) -> dict[str, Any]: ...
-    """launches, bytes_sent (payload bytes this rank put on the wire, counted as 2 (s-1)/s per all-reduce), seconds_waiting,
-    groups_formed, groups_cached, last_step, error (str | None)."""
+class NativeAverager(Averager):
+    """On the native engine, any number of launches at once (csrc/shim/native_averager)."""
+
+    def __init__(self, name: str, engine: Engine, plan: Plan, timeout: timedelta) -> None: ...
 
 class ProcessGroupDssync(Backend):
-    """The backend: exact calls go to `inner` (Gloo), AVG averages to `averager` where there is one (csrc/shim/process_group)."""
+    """The backend: AVG averages go to `averager` where there is one, all_reduces and barriers to `engine` where there is one, all else
+    to `inner` (Gloo); see csrc/shim/process_group."""
 
     def __init__(
         self,
         rank: int,
         size: int,
         inner: Backend,
+        engine: Engine | None,
         gate: LaunchGate,
         averager: Averager | None,  # None: every call is exact
         min_bytes: int,

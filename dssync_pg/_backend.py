@@ -1,7 +1,8 @@
 """Makes the process groups: what torch calls for `backend="dssync"`, and what is kept of them in this process.
 
-Every group carries an inner Gloo group for all that is exact. A group that averages (the default group, or one made with explicit
-Options, unless all_reduce="exact") also has a plan, and an averager that forms its sub-groups when they are first needed.
+Every group carries an inner Gloo group, and, unless options say otherwise, a native engine, which takes all_reduces and barriers
+off it. A group that averages (the default group, or one made with explicit
+Options, unless all_reduce="exact") also has a plan, and averagers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from . import _C
 from ._agreement import agree_on_plan, exchange, meeting_place
+from ._native import describe_engine, make_engine
 from .options import Options
 from .plan import Plan
 
@@ -61,6 +63,7 @@ class Group:
         rank: int,
         timeout: timedelta,
         store: Store,
+        engine: _C.Engine | None,
     ) -> None:
         self.label = label
         """For people: "default group", "group 3"."""
@@ -72,6 +75,8 @@ class Group:
         self.world_size = plan.world_size
         self.timeout = timeout
         self.store = store
+        self.engine = engine
+        """What carries averages; None: groups of Gloo do."""
         self.backend: _C.ProcessGroupDssync | None = None
         """None once the group is shut down."""
         self._meetings = 0
@@ -88,8 +93,12 @@ class Group:
         return gate.exact_depth > 0
 
     def make_averager(self, name: str) -> _C.Averager:
-        """An averager over this group's plan with a connection and keys of its own; `name` is the same on every rank."""
-        averager = _C.Averager(name, _own_connection(self.store), self.rank, self.plan.core, _make_gloo, self.timeout)
+        """An averager over this group's plan, with keys of its own; `name` is the same on every rank."""
+        averager: _C.Averager
+        if self.engine is not None:
+            averager = _C.NativeAverager(name, self.engine, self.plan.core, self.timeout)
+        else:
+            averager = _C.GlooAverager(name, _own_connection(self.store), self.rank, self.plan.core, _make_gloo, self.timeout)
         _averagers.add(averager)
         return averager
 
@@ -152,7 +161,8 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
 
     inner = _make_gloo(PrefixStore("dssync/exact", store), rank, world_size, timeout)
     inner._set_sequence_number_for_group()
-    group = Group(label, dist_backend_opts.group_id, options, plan, rank, timeout, store) if plan is not None else None
+    engine = _choose_engine(store, rank, world_size, timeout, label, options, say=wanted)
+    group = Group(label, dist_backend_opts.group_id, options, plan, rank, timeout, store, engine) if plan is not None else None
 
     def tell_first_average(what: str) -> None:
         assert plan is not None
@@ -177,6 +187,7 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
         rank,
         world_size,
         inner,
+        engine,
         gate,
         group.make_averager("all_reduce") if group is not None else None,
         options.min_bytes,
@@ -205,6 +216,25 @@ def _close(group: Group) -> None:
     finally:
         live.remove(group)
         group.backend = None
+        group.engine = None
+
+
+def _choose_engine(
+    store: Store, rank: int, world_size: int, timeout: timedelta, label: str, options: Options, say: bool
+) -> _C.Engine | None:
+    """The native engine, or None for Gloo; the same on every rank. Raises RuntimeError where native was asked for and cannot be."""
+    if options.engine == "gloo" or world_size == 1:
+        return None
+    engine = make_engine(_own_connection(store), rank, world_size, timeout, label, options.transport)
+    if isinstance(engine, str):
+        if options.engine == "native" or options.transport == "shm":
+            raise RuntimeError(f"dssync: the {label} has no native engine: {engine}")
+        if rank == 0:
+            logger.warning("dssync: the %s runs over Gloo, slower: the native engine cannot be had (%s)", label, engine)
+        return None
+    if rank == 0 and say:
+        logger.info("dssync: the %s runs on the %s.", label, describe_engine(engine, options.transport))
+    return engine
 
 
 def _options_from(pg_options: Any) -> Options | Exception:

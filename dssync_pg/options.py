@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 Value: TypeAlias = int | str | bool
 
 _PREFIX = "DSSYNC_"
-_NOT_OPTIONS = ("DSSYNC_WERROR",)
-"""Variables with our prefix that mean something elsewhere: to the build."""
+_NOT_OPTIONS = ("DSSYNC_WERROR", "DSSYNC_SOCKET_IFNAME")
+"""Variables with our prefix that mean something elsewhere: to the build, and the network interface, which may differ between ranks."""
 
 
 class _Field:
@@ -81,6 +81,8 @@ _FIELDS: dict[str, _Field] = {
     "all_reduce": _word("avg", "exact"),
     "min_bytes": _integer(0, (1 << 63) - 1, 1024),
     "auto_attach": _boolean(True),
+    "engine": _word("auto", "native", "gloo"),
+    "transport": _word("auto", "shm", "tcp"),
 }
 
 _UNSET: Any = object()
@@ -113,6 +115,11 @@ class Options:
     """AVG all_reduces of tensors smaller than this are exact. Default 1024 bytes."""
     auto_attach: bool = _UNSET
     """Whether DDP models on the group average their parameters by themselves. Default True."""
+    engine: Literal["auto", "native", "gloo"] = _UNSET
+    """What carries averages, all_reduces and barriers: "native" (shared memory and TCP, in C), or "gloo"; "auto" is native where every
+    rank can have it."""
+    transport: Literal["auto", "shm", "tcp"] = _UNSET
+    """Of the native engine: "auto" is shared memory between ranks of one host and TCP between hosts; the others take only that."""
 
     def __new__(cls, *args: Any, **named: Any) -> Options:
         if args:

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._layout import MIN_STRIPE_BYTES, Named, Vector, layout_hash
+from ._native import connected
 from ._optimizer_state import has_second_moment, is_known, state_tensors, zeros_for
 
 if TYPE_CHECKING:
@@ -196,7 +197,8 @@ class Sync:
             "group_size": self._plan.max_group_size,
             "contraction": self._plan.contraction(),
             "average_state": self._group.options.average_state,
-            "engine": "gloo",
+            "engine": "gloo" if self._group.engine is None else "native",
+            "peers": connected(self._group.engine),
             "stripes": layout.stripe_count if layout else None,
             "bytes_averaged_per_step": layout.bytes if layout else None,
             "launched_by": dict(self._launches),

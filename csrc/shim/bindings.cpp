@@ -1,6 +1,7 @@
 /* bindings.cpp: the extension module dssync_pg._C; its types and their meaning are in dssync_pg/_C.pyi. */
-#include "averager.hpp"
 #include "gate.hpp"
+#include "gloo_averager.hpp"
+#include "native_averager.hpp"
 #include "plan_handle.hpp"
 #include "process_group.hpp"
 
@@ -65,6 +66,19 @@ py::dict statsOf(const Averager &averager) {
     return dict;
 }
 
+py::dict engineStats(const Engine &engine) {
+    const auto stats = engine.stats();
+    py::dict dict;
+    dict["bytes_sent"] = stats.bytes_sent;
+    dict["bytes_received"] = stats.bytes_received;
+    dict["operations"] = stats.operations_done;
+    dict["shm_peers"] = stats.shared_memory_peers;
+    dict["tcp_peers"] = stats.tcp_peers;
+    dict["unix_peers"] = stats.unix_peers;
+    dict["lost_peers"] = stats.lost_peers;
+    return dict;
+}
+
 std::shared_ptr<const PythonCallback> callback(py::object callable) {
     return std::make_shared<const PythonCallback>(std::move(callable));
 }
@@ -115,15 +129,20 @@ void bindShim(py::module_ &m) {
         .def_property("armed", &LaunchGate::armed, &LaunchGate::setArmed)
         .def_property("exact_depth", &LaunchGate::exactDepth, &LaunchGate::setExactDepth);
 
-    py::class_<Averager, std::shared_ptr<Averager>>(m, "Averager")
-        .def(py::init([](std::string name, c10::intrusive_ptr<c10d::Store> store, int rank, PlanHandle plan, py::object makeGroup,
-                         std::chrono::milliseconds timeout, size_t bucketBytes, size_t maxGroups) {
-                 return std::make_shared<Averager>(AveragerOptions{std::move(name), std::move(store), rank, std::move(plan),
-                                                                   callback(std::move(makeGroup)), timeout, bucketBytes,
-                                                                   maxGroups});
+    py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+        .def(py::init([](int rank, int size, std::string transport, std::string interfaces, std::string reach,
+                         c10::intrusive_ptr<c10d::Store> store, const py::object &allgather) {
+                 return std::make_shared<Engine>(
+                     EngineOptions{rank, size, std::move(transport), std::move(interfaces), std::move(reach), std::move(store)},
+                     allgather);
              }),
-             py::arg("name"), py::arg("store"), py::arg("rank"), py::arg("plan"), py::arg("make_group"), py::arg("timeout"),
-             py::arg("bucket_bytes") = size_t{25} << 20, py::arg("max_groups") = 16)
+             py::arg("rank"), py::arg("size"), py::arg("transport"), py::arg("interfaces"), py::arg("reach"), py::arg("store"),
+             py::arg("allgather"))
+        .def_property_readonly("hosts", &Engine::hosts)
+        .def("abort", &Engine::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>())
+        .def("stats", &engineStats);
+
+    py::class_<Averager, std::shared_ptr<Averager>>(m, "Averager")
         .def(
             "launch",
             [](Averager &averager, uint64_t step, uint64_t layout, const std::vector<std::pair<uint32_t, Tensors>> &parts,
@@ -140,18 +159,32 @@ void bindShim(py::module_ &m) {
         .def("set_timeout", &Averager::setTimeout, py::arg("timeout"))
         .def("stats", &statsOf);
 
+    py::class_<GlooAverager, Averager, std::shared_ptr<GlooAverager>>(m, "GlooAverager")
+        .def(py::init([](std::string name, c10::intrusive_ptr<c10d::Store> store, int rank, PlanHandle plan, py::object makeGroup,
+                         std::chrono::milliseconds timeout, size_t bucketBytes, size_t maxGroups) {
+                 return std::make_shared<GlooAverager>(GlooAveragerOptions{std::move(name), std::move(store), rank, std::move(plan),
+                                                                           callback(std::move(makeGroup)), timeout, bucketBytes,
+                                                                           maxGroups});
+             }),
+             py::arg("name"), py::arg("store"), py::arg("rank"), py::arg("plan"), py::arg("make_group"), py::arg("timeout"),
+             py::arg("bucket_bytes") = size_t{25} << 20, py::arg("max_groups") = 16);
+
+    py::class_<NativeAverager, Averager, std::shared_ptr<NativeAverager>>(m, "NativeAverager")
+        .def(py::init<std::string, std::shared_ptr<Engine>, PlanHandle, std::chrono::milliseconds>(), py::arg("name"),
+             py::arg("engine"), py::arg("plan"), py::arg("timeout"));
+
     py::class_<ProcessGroupDssync, c10d::Backend, c10::intrusive_ptr<ProcessGroupDssync>>(m, "ProcessGroupDssync")
-        .def(py::init([](int rank, int size, BackendPtr inner, std::shared_ptr<LaunchGate> gate, std::shared_ptr<Averager> averager,
-                         int64_t minBytes, py::object onFirstAverage, py::object onShutdown, std::string label,
-                         std::chrono::milliseconds timeout) {
+        .def(py::init([](int rank, int size, BackendPtr inner, std::shared_ptr<Engine> engine, std::shared_ptr<LaunchGate> gate,
+                         std::shared_ptr<Averager> averager, int64_t minBytes, py::object onFirstAverage, py::object onShutdown,
+                         std::string label, std::chrono::milliseconds timeout) {
                  return c10::make_intrusive<ProcessGroupDssync>(
                      rank, size,
-                     ProcessGroupOptions{std::move(inner), std::move(gate), std::move(averager), minBytes,
+                     ProcessGroupOptions{std::move(inner), std::move(engine), std::move(gate), std::move(averager), minBytes,
                                          callback(std::move(onFirstAverage)), callback(std::move(onShutdown)), std::move(label),
                                          timeout});
              }),
-             py::arg("rank"), py::arg("size"), py::arg("inner"), py::arg("gate"), py::arg("averager"), py::arg("min_bytes"),
-             py::arg("on_first_average"), py::arg("on_shutdown"), py::arg("label"), py::arg("timeout"))
+             py::arg("rank"), py::arg("size"), py::arg("inner"), py::arg("engine"), py::arg("gate"), py::arg("averager"),
+             py::arg("min_bytes"), py::arg("on_first_average"), py::arg("on_shutdown"), py::arg("label"), py::arg("timeout"))
         .def_property_readonly("averager", &ProcessGroupDssync::averager)
         .def_property_readonly("inner", &ProcessGroupDssync::inner)
         .def("abandon", &ProcessGroupDssync::abandon, py::call_guard<py::gil_scoped_release>());

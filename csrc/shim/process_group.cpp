@@ -79,8 +79,8 @@ template <typename Options> Options asSum(Options options) {
 ProcessGroupDssync::ProcessGroupDssync(int rank, int size, ProcessGroupOptions options)
     : Backend(rank, size), gate_(std::move(options.gate)), minBytes_(options.minBytes),
       label_(std::make_shared<GroupLabel>(GroupLabel{rank, size, std::move(options.label)})), inner_(std::move(options.inner)),
-      averager_(std::move(options.averager)), onFirstAverage_(std::move(options.onFirstAverage)),
-      onShutdown_(std::move(options.onShutdown)), timeout_(options.timeout) {
+      engine_(std::move(options.engine)), averager_(std::move(options.averager)),
+      onFirstAverage_(std::move(options.onFirstAverage)), onShutdown_(std::move(options.onShutdown)), timeout_(options.timeout) {
     TORCH_CHECK_VALUE(inner_ && gate_, "dssync: a process group needs an inner backend and a gate");
     TORCH_CHECK_VALUE(inner_->getRank() == rank && inner_->getSize() == size, "dssync: the inner backend is rank ",
                       inner_->getRank(), " of ", inner_->getSize(), ", the group rank ", rank, " of ", size);
@@ -125,9 +125,11 @@ void ProcessGroupDssync::close(bool announce, bool abort) {
     std::shared_ptr<PostQueue> queue;
     std::shared_ptr<Averager> averager;
     BackendPtr inner;
+    std::shared_ptr<Engine> engine;
     std::shared_ptr<const PythonCallback> onFirstAverage;
     {
         std::lock_guard<std::mutex> lock(mutex_);
+        engine = std::move(engine_);
         queue = std::move(queue_);
         averager = std::move(averager_);
         inner = std::move(inner_);
@@ -138,6 +140,10 @@ void ProcessGroupDssync::close(bool announce, bool abort) {
         queue.reset();
         if (averager) {
             averager->shutdown(abort);
+        }
+        if (engine) {
+            engine->abort("the process group has been shut down");
+            engine.reset();
         }
         if (inner) {
             std::vector<BackendPtr> doomed;
@@ -204,8 +210,8 @@ c10::intrusive_ptr<c10d::Backend> ProcessGroupDssync::wrap(BackendPtr inner, con
     }
     const int rank = inner->getRank();
     const int size = inner->getSize();
-    ProcessGroupOptions options{std::move(inner), gate_, nullptr, minBytes_, nullptr, nullptr, c10::str(how, label_->label),
-                                timeout_};
+    ProcessGroupOptions options{
+        std::move(inner), nullptr, gate_, nullptr, minBytes_, nullptr, nullptr, c10::str(how, label_->label), timeout_};
     return c10::make_intrusive<ProcessGroupDssync>(rank, size, std::move(options));
 }
 
@@ -256,6 +262,21 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::start(Call call) {
                 }
                 staging->copyBack();
             };
+            if (call.engine) {
+                auto done = [work, finish](const std::exception_ptr &failure) {
+                    auto outcome = failure;
+                    try {
+                        if (!outcome) {
+                            finish();
+                        }
+                    } catch (...) {
+                        outcome = work->translate(std::current_exception(), "copy back");
+                    }
+                    work->complete(outcome);
+                };
+                work->driveBy(call.engine->post({call.native}, call.what, call.timeout, call.willWait, std::move(done)));
+                return;
+            }
             auto posted = call.post(*call.inner);
             if (call.lazy) {
                 work->attachLazy(std::move(posted.front()), std::move(finish));
@@ -274,6 +295,56 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::start(Call call) {
         task(/*dropped=*/true);
     }
     return work;
+}
+
+namespace {
+const uint64_t kExactChannel = dss_hash("exact", 5, 0);
+
+bool isEngineTensor(const at::Tensor &tensor, dss_reduction_t reduction, dss_dtype_t dtype) {
+    return tensor.layout() == at::kStrided && engineDtype(tensor.scalar_type()) == dtype &&
+           dss_reduction_takes(reduction, dtype) != 0;
+}
+} // namespace
+
+std::optional<ProcessGroupDssync::Call> ProcessGroupDssync::nativeCall(const Operation &operation, const BackendPtr &inner,
+                                                                       const Tensors &tensors, const c10d::ReduceOp &op,
+                                                                       std::chrono::milliseconds timeout, bool willWait) {
+    const bool average = isAverage(op);
+    const auto reduction = average ? std::optional(DSS_SUM) : engineReduction(op);
+    const auto dtype = tensors.empty() ? std::optional(DSS_UINT8) : engineDtype(tensors.front().scalar_type());
+    if (!reduction || !dtype || (average && !coreDtype(tensors.front().scalar_type()))) {
+        return std::nullopt;
+    }
+    for (const auto &tensor : tensors) {
+        if (!isEngineTensor(tensor, *reduction, *dtype)) {
+            return std::nullopt;
+        }
+    }
+    auto staging = std::make_shared<Staging>(tensors);
+    Call call{operation, inner, staging, tensors, {}, nullptr};
+    if (!tensors.empty()) {
+        call.outputs = {tensors};
+    }
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        call.engine = engine_;
+        call.timeout = timeout == c10d::kUnsetTimeout ? timeout_ : timeout;
+        call.native.key = {kExactChannel, nativeCalls_, 0};
+        if (engine_) {
+            ++nativeCalls_;
+        }
+    }
+    if (!call.engine) {
+        return std::nullopt;
+    }
+    call.willWait = willWait && !call.staging->onDevice();
+    call.what = c10::str(operation.name, " call ", call.native.key.sequence, " of the ", label_->label);
+    call.native.kind = tensors.empty() ? DSS_OPERATION_BARRIER : average ? DSS_OPERATION_AVERAGE : DSS_OPERATION_ALL_REDUCE;
+    call.native.reduction = *reduction;
+    call.native.members.resize(getSize());
+    std::iota(call.native.members.begin(), call.native.members.end(), 0);
+    call.native.tensors = staging->inOut(tensors);
+    return call;
 }
 
 bool ProcessGroupDssync::isAveraged(const Tensors &tensors) const {
@@ -318,6 +389,13 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce(Tensors &tensors, cons
         if (auto averager = this->averager(); averager && isAveraged(tensors)) {
             return average(*averager, tensors.front());
         }
+    }
+    if (auto call = tensors.size() == 1
+                        ? nativeCall(kAllReduce, inner, tensors, options.reduceOp, options.timeout, !options.asyncOp)
+                        : std::nullopt) {
+        return start(std::move(*call));
+    }
+    if (isAverage(options.reduceOp)) {
         return allreduceAverage(kAllReduce, inner, tensors, [options = asSum(options)](c10d::Backend &to, Tensors &sums) {
             return to.allreduce(sums, options);
         });
@@ -359,6 +437,10 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce_sparse(Tensors &tensor
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce_coalesced(Tensors &tensors,
                                                                     const c10d::AllreduceCoalescedOptions &options) {
     auto inner = enter(kAllReduceCoalesced);
+    if (auto call = !tensors.empty() ? nativeCall(kAllReduceCoalesced, inner, tensors, options.reduceOp, options.timeout, false)
+                                     : std::nullopt) {
+        return start(std::move(*call));
+    }
     if (isAverage(options.reduceOp)) {
         return allreduceAverage(kAllReduceCoalesced, inner, tensors, [options = asSum(options)](c10d::Backend &to, Tensors &sums) {
             return to.allreduce_coalesced(sums, options);
@@ -637,6 +719,9 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::recvAnysource(Tensors &tensors, 
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::barrier(const c10d::BarrierOptions &options) {
     auto inner = enter(kBarrier);
+    if (auto call = nativeCall(kBarrier, inner, {}, c10d::ReduceOp::SUM, options.timeout, !options.asyncOp)) {
+        return start(std::move(*call));
+    }
     return start({kBarrier, inner, std::make_shared<Staging>(Tensors()), {}, {}, [options](c10d::Backend &to) {
                       return Posted{to.barrier(options)};
                   }});

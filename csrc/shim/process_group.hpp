@@ -1,12 +1,14 @@
 /*
  * process_group.hpp: the backend that torch.distributed sees.
  *
- * Every collective goes to an inner backend (Gloo) through c10d's virtual methods, as it is; only all_reduce(AVG) of floating-point
- * tensors above a size goes to the averager. What to do is decided in Python; this class translates.
+ * all_reduce(AVG) of floating-point tensors above a size goes to the averager, where there is one. With a native engine, it carries
+ * all other all_reduces and barriers; every other collective, and without an engine those too, go to an inner backend (Gloo)
+ * through c10d's virtual methods, as they are. What to do is decided in Python; this class translates.
  */
 #pragma once
 
 #include "averager.hpp"
+#include "engine.hpp"
 #include "gate.hpp"
 #include "post_queue.hpp"
 #include "reaper.hpp"
@@ -18,6 +20,7 @@ namespace dssync {
 
 struct ProcessGroupOptions {
     BackendPtr inner;
+    std::shared_ptr<Engine> engine; // null: the inner backend carries everything
     std::shared_ptr<LaunchGate> gate;
     std::shared_ptr<Averager> averager; // null: every call is exact
     int64_t minBytes;                   // smallest tensor that is averaged in groups
@@ -95,6 +98,11 @@ class ProcessGroupDssync final : public c10d::Backend {
         std::function<Posted(c10d::Backend &)> post;
         std::function<void()> finish = {}; // before what was written is copied back
         bool lazy = false;                 // it completes inside wait()
+        EngineOperation native = {};       // in place of `post`, if `engine` is there
+        std::shared_ptr<Engine> engine = {};
+        std::chrono::milliseconds timeout = {};
+        bool willWait = false;
+        std::string what = {}; // for the engine's errors
     };
 
     BackendPtr enter(const Operation &operation); // passes the gate; throws after shutdown
@@ -103,6 +111,9 @@ class ProcessGroupDssync final : public c10d::Backend {
     WorkPtr start(Call call);
     bool isAveraged(const Tensors &tensors) const;
     WorkPtr average(Averager &averager, const at::Tensor &tensor);
+    // The call, if the engine takes it; all_reduces and barriers are numbered on every rank alike.
+    std::optional<Call> nativeCall(const Operation &operation, const BackendPtr &inner, const Tensors &tensors,
+                                   const c10d::ReduceOp &op, std::chrono::milliseconds timeout, bool willWait);
     using SumPost = std::function<WorkPtr(c10d::Backend &, Tensors &)>;
     WorkPtr allreduceAverage(const Operation &operation, const BackendPtr &inner, const Tensors &tensors, SumPost post);
     WorkPtr reduceScatter(const Operation &operation, const BackendPtr &inner, const Tensors &outputs, const TensorLists &inputs,
@@ -119,6 +130,8 @@ class ProcessGroupDssync final : public c10d::Backend {
 
     mutable std::mutex mutex_;
     BackendPtr inner_; // null after shutdown; this and what follows guarded by mutex_
+    std::shared_ptr<Engine> engine_;
+    uint64_t nativeCalls_ = 0;
     std::shared_ptr<Averager> averager_;
     std::shared_ptr<const PythonCallback> onFirstAverage_; // null once called
     std::shared_ptr<const PythonCallback> onShutdown_;     // null once called

@@ -62,6 +62,15 @@ void WorkDssync::attachLazy(c10::intrusive_ptr<c10d::Work> inner, std::function<
     cv_.notify_all();
 }
 
+void WorkDssync::driveBy(std::function<void(std::chrono::milliseconds)> drive) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    attached_ = true;
+    if (!completed_) {
+        drive_ = std::move(drive);
+    }
+    cv_.notify_all(); // who waits already may drive
+}
+
 void WorkDssync::innerCompleted(const std::exception_ptr &error) {
     std::exception_ptr first;
     {
@@ -104,7 +113,10 @@ void WorkDssync::complete(const std::exception_ptr &error) {
         }
         future_->markCompleted(futureValue(outputs_));
     }
-    finish(error); // ends the profiler's range
+    finish(error);                                        // ends the profiler's range
+    std::function<void(std::chrono::milliseconds)> drive; // dropped outside the lock: it may own the last of much
+    std::lock_guard<std::mutex> lock(mutex_);
+    drive.swap(drive_);
 }
 
 std::string WorkDssync::describe() const {
@@ -143,11 +155,18 @@ void WorkDssync::synchronize() {
 
 bool WorkDssync::wait(std::chrono::milliseconds timeout) {
     {
+        const auto deadline = std::chrono::steady_clock::now() + timeout;
         std::unique_lock<std::mutex> lock(mutex_);
+        if (drive_ && !completed_) {
+            const auto drive = drive_;
+            lock.unlock();
+            drive(timeout);
+            lock.lock();
+        }
         auto ready = [this] { return completed_ || lazy_; };
         if (timeout == kNoTimeout) {
             cv_.wait(lock, ready);
-        } else if (!cv_.wait_for(lock, timeout, ready)) {
+        } else if (!cv_.wait_until(lock, deadline, ready)) {
             const auto text = std::make_exception_ptr(std::runtime_error("Operation timed out after " + describeSeconds(timeout)));
             lock.unlock();
             std::rethrow_exception(translate(text, attached_ ? "transfer" : "start"));

@@ -67,6 +67,8 @@ class WorkDssync final : public c10d::Work {
     void attach(std::vector<c10::intrusive_ptr<c10d::Work>> inner, std::function<void()> finish);
     // The same for a work that completes only while somebody waits for it.
     void attachLazy(c10::intrusive_ptr<c10d::Work> inner, std::function<void()> finish);
+    // wait() calls `drive`, which works on what this work stands for until that is done or the time is up.
+    void driveBy(std::function<void(std::chrono::milliseconds)> drive);
     // Complete now, as a success or with this error, untranslated. Later calls change nothing.
     void complete(const std::exception_ptr &error = nullptr);
     // The error put into a sentence that names call, group, tensors and phase.
@@ -99,6 +101,7 @@ class WorkDssync final : public c10d::Work {
 
     std::vector<c10::intrusive_ptr<c10d::Work>> inner_;
     std::function<void()> finish_;
+    std::function<void(std::chrono::milliseconds)> drive_; // guarded by mutex_; dropped when complete
     std::atomic<size_t> innerLeft_{0};
     std::atomic<bool> completing_{false};
     std::exception_ptr innerError_; // the first; guarded by mutex_

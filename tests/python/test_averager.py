@@ -26,7 +26,7 @@ def make_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> dist.Ba
 
 def make_averager(rank: int, plan: _C.Plan, name: str = "test", seconds: float = 60.0, **named: int) -> _C.Averager:
     """An averager with a connection to the store of its own."""
-    return _C.Averager(name, rank_store(), rank, plan, make_gloo, timedelta(seconds=seconds), **named)
+    return _C.GlooAverager(name, rank_store(), rank, plan, make_gloo, timedelta(seconds=seconds), **named)
 
 
 def error_of(work: dist.Work) -> str:
@@ -413,7 +413,7 @@ def test_no_hang_at_exit_with_a_launch_pending():
 def wrong(rank, size):
     plan = _C.Plan.create("auto", 4)
     with pytest.raises(ValueError, match="rank 4 is not in the plan's world of 4"):
-        _C.Averager("x", PrefixStore("x", rank_store()), 4, plan, make_gloo, timedelta(seconds=1))
+        _C.GlooAverager("x", PrefixStore("x", rank_store()), 4, plan, make_gloo, timedelta(seconds=1))
     with pytest.raises(ValueError, match="above 0"):
         make_averager(0, plan, max_groups=0)
     return True

@@ -540,7 +540,7 @@ def device_average(rank: int, size: int) -> list[Tensor]:
 
     device = torch.device("cuda", rank % torch.cuda.device_count())
     plan = _C.Plan.create("auto", size)
-    averager = _C.Averager(
+    averager = _C.GlooAverager(
         "device", rank_store(), rank, plan, lambda *given: dist.ProcessGroupGloo(*given), timedelta(seconds=60), bucket_bytes=4096
     )
     tensors = [sample(dtype, 700, seed=rank).to(device) for dtype in FLOATS]

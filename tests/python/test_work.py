@@ -21,7 +21,7 @@ def make_group(rank, size, gate=None, averager=None, on_shutdown=lambda: None, s
     timeout = timedelta(seconds=seconds)
     inner = dist.ProcessGroupGloo(PrefixStore("inner", rank_store()), rank, size, timeout)
     gate = gate or _C.LaunchGate(lambda operation: None)
-    return _C.ProcessGroupDssync(rank, size, inner, gate, averager, 1024, lambda what: None, on_shutdown, label, timeout)
+    return _C.ProcessGroupDssync(rank, size, inner, None, gate, averager, 1024, lambda what: None, on_shutdown, label, timeout)
 
 
 # ---- works -----------------------------------------------------------------------------------------------------------------

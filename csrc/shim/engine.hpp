@@ -1,0 +1,77 @@
+/*
+ * engine.hpp: the native engine of one process group, owned, and calls on it as torch's works see them.
+ *
+ * Translation only: tensors become arrays, statuses become exceptions. A call completes on whichever thread drives the engine,
+ * often the one that waits for it. The first failure of a group is put into the store; every later one quotes it.
+ */
+#pragma once
+
+#include "gil.hpp"
+#include "work.hpp"
+
+#include "dssync_engine.h"
+
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace dssync {
+
+struct EngineOptions {
+    int rank;
+    int size;
+    std::string transport;                 // auto, shm, tcp
+    std::string interfaces;                // "": the one from which `reach` is reached
+    std::string reach;                     // "": this host only
+    c10::intrusive_ptr<c10d::Store> store; // a connection of its own, for failures
+};
+
+// The engine's number of a dtype, if it takes it; the integers too.
+std::optional<dss_dtype_t> engineDtype(at::ScalarType dtype);
+std::optional<dss_reduction_t> engineReduction(const c10d::ReduceOp &op);
+
+// What is reduced together: contiguous host tensors of one dtype, seen as one flat vector.
+struct EngineOperation {
+    dss_operation_kind_t kind;
+    dss_reduction_t reduction;
+    dss_key_t key;
+    std::vector<uint32_t> members;
+    Tensors tensors;
+    uint64_t layout;
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+  public:
+    // Collective. allgather: Python's (bytes) -> list of every rank's bytes; called while this constructs, under the lock.
+    Engine(const EngineOptions &options, const py::object &allgather);
+    ~Engine();
+    Engine(const Engine &) = delete;
+    Engine &operator=(const Engine &) = delete;
+
+    using Done = std::function<void(const std::exception_ptr &error)>;
+    // Posts all operations; `done` is called once, when all are. Gives back how to work on them until they are or the time is up.
+    std::function<void(std::chrono::milliseconds)> post(const std::vector<EngineOperation> &operations, const std::string &what,
+                                                        std::chrono::milliseconds timeout, bool willWait, Done done);
+    void closeChannel(uint64_t channel, const std::string &reason);
+    void abort(const std::string &reason);
+
+    uint32_t rank() const {
+        return dss_engine_rank(engine_);
+    }
+    uint32_t size() const {
+        return dss_engine_world_size(engine_);
+    }
+    std::vector<uint32_t> hosts() const; // the lowest rank on the host of each rank
+    dss_engine_stats_t stats() const;
+    // The text of an error with what failed first in this group, if that was something else. Never throws; bounded in time.
+    std::string withFirstFailure(const std::string &text) const;
+
+  private:
+    dss_engine_t *engine_ = nullptr;
+    const c10::intrusive_ptr<c10d::Store> store_;
+};
+
+} // namespace dssync

@@ -1,0 +1,77 @@
+"""Makes a group's native engine: all of its ranks have one, or none has."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from . import _C
+from ._agreement import exchange, meeting_place
+
+_EXCHANGES = 2
+"""That an engine makes while it is created."""
+
+
+def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, label: str, transport: str) -> _C.Engine | str:
+    """The engine of this rank, or why there is none: the same outcome, and the same text, on every rank. Collective.
+
+    The interface to listen on is named by DSSYNC_SOCKET_IFNAME, else GLOO_SOCKET_IFNAME (several divided by commas: the first that
+    exists); without them it is the one from which the store's host is reached.
+    """
+    done = 0
+
+    def meet(value: str | None) -> list[str | None]:
+        nonlocal done
+        place = meeting_place(store, f"engine/{done}")
+        done += 1
+        return exchange(place, rank, world_size, timeout, f"the making of the engine of the {label}", value)
+
+    def allgather(mine: bytes) -> list[bytes]:
+        answers = [bytes.fromhex(answer) for answer in meet(mine.hex()) if answer is not None]
+        if len(answers) < world_size:
+            raise RuntimeError("another rank has no engine")
+        return answers
+
+    engine, problem = None, None
+    interfaces = os.environ.get("DSSYNC_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME") or ""
+    try:
+        engine = _C.Engine(rank, world_size, transport, interfaces, _host_of(store), store, allgather)
+    except RuntimeError as error:
+        problem = str(error)
+    made = done
+    for _ in range(made, _EXCHANGES):
+        meet(None)
+    problems = meet(problem)
+    if engine is not None and not any(problems):
+        return engine
+    own = [f"rank {at}: {text}" for at, text in enumerate(problems) if text and text != "another rank has no engine"]
+    return "; ".join(own[:4])
+
+
+def _host_of(store: Store) -> str:
+    """The host of the TCP store under any prefixes; "" if the store is of another kind."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return store.host if isinstance(store, TCPStore) else ""
+
+
+def describe_engine(engine: _C.Engine, transport: str) -> str:
+    """For people: what carries the bytes, and why."""
+    hosts = len(set(engine.hosts))
+    if transport == "tcp":
+        return "native engine, TCP (transport=tcp)"
+    if hosts == 1:
+        return "native engine, shared memory: all ranks are on one host"
+    if hosts == len(engine.hosts):
+        return f"native engine, TCP: the {hosts} ranks are on as many hosts, or cannot share memory"
+    return f"native engine, shared memory inside {hosts} hosts and TCP between them"
+
+
+def connected(engine: _C.Engine | None) -> dict[str, int]:
+    """How many peers this rank is connected to over what."""
+    if engine is None:
+        return {}
+    stats = engine.stats()
+    return {name: stats[f"{name}_peers"] for name in ("shm", "tcp", "unix") if stats[f"{name}_peers"]}
