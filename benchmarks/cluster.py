@@ -120,6 +120,32 @@ def _sent(namespace: str) -> dict[str, int]:
     return {entry["dev"]: entry["bytes"] for entry in json.loads(shown.stdout) if entry["kind"] == "tbf"}
 
 
+def measure_tcp(
+    address: str, port: int, client: Sequence[str] = (), server: Sequence[str] = (), streams: int = 1
+) -> tuple[float, float]:
+    """What iperf3 gets there and back at the same time, in payload bits a second; client and server: commands to run it under."""
+    command = [*server, "iperf3", "--server", "--one-off", "--forceflush", "--port", str(port)]
+    listening = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert listening.stdout
+        while "listening" not in (line := listening.stdout.readline()):
+            if not line:
+                raise ClusterError("`iperf3 --server` ended by itself")
+        command = [*client, "iperf3", "--client", address, "--port", str(port), "--connect-timeout", "5000", "--json"]
+        command += ["--bidir", "--parallel", str(streams), "--omit", str(OMITTED_S), "--time", str(MEASURED_S)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"iperf3 to {address} does not end") from None
+    finally:
+        listening.kill()
+        listening.communicate()
+    result: dict[str, Any] = json.loads(done.stdout or "{}")
+    if done.returncode != 0 or "error" in result:
+        raise ClusterError(f"iperf3 to {address}: {result.get('error') or done.stderr.strip()}")
+    there, back = (result["end"][key]["bits_per_second"] for key in ("sum_received", "sum_received_bidir_reverse"))
+    return there, back
+
+
 def link_bytes(bed: str) -> dict[str, LinkBytes]:
     """The bytes on every shaped link, "worker 3" or "uplink 1", of the cluster with this name; any process on the machine may ask.
 
@@ -507,26 +533,8 @@ class Cluster:
             self.set_nic(rank, mbit)
 
     def _measure(self, path: str, namespaces: Sequence[str], address: str, expected: float) -> Measured:
-        port = str(next(self._ports))
-        client, server = (["ip", "netns", "exec", namespace, "iperf3", "--port", port] for namespace in namespaces)
-        listening = subprocess.Popen([*server, "--server", "--one-off", "--forceflush"], stdout=subprocess.PIPE, text=True)
-        try:
-            assert listening.stdout
-            while "listening" not in (line := listening.stdout.readline()):
-                if not line:
-                    raise ClusterError("`iperf3 --server` ended by itself")
-            timing = ["--omit", str(OMITTED_S), "--time", str(MEASURED_S)]
-            command = [*client, "--client", address, "--bidir", "--parallel", "4", "--json", "--connect-timeout", "5000", *timing]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired:
-            raise ShapingError(f"{path}: iperf3 does not end") from None
-        finally:
-            listening.kill()
-            listening.communicate()
-        result: dict[str, Any] = json.loads(done.stdout or "{}")
-        if done.returncode != 0 or "error" in result:
-            raise ClusterError(f"iperf3 on {path}: {result.get('error') or done.stderr.strip()}")
-        there, back = (result["end"][key]["bits_per_second"] for key in ("sum_received", "sum_received_bidir_reverse"))
+        client, server = (["ip", "netns", "exec", namespace] for namespace in namespaces)
+        there, back = measure_tcp(address, next(self._ports), client, server, streams=4)
         return Measured(path, expected, there / GOODPUT / 1e6, back / GOODPUT / 1e6)
 
 
@@ -568,15 +576,17 @@ def _change(words: Sequence[str]) -> tuple[float, Change]:
     )
 
 
-def _run(cluster: Cluster, arguments: argparse.Namespace) -> None:
-    changes = sorted(map(_change, arguments.at or []), key=lambda change: change[0])
+def _run(cluster: Cluster, changes: Sequence[tuple[float, Change]], arguments: argparse.Namespace) -> None:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     start = time.monotonic()
     job = cluster.start(command, logs=arguments.logs)
     for seconds, change in changes:
         if job.join(max(0.0, start + seconds - time.monotonic())):
             break
-        change(cluster)
+        try:
+            change(cluster)
+        except IndexError:
+            raise ClusterError(f"--at {seconds:g}: no such rack or rank") from None
     left = None if arguments.timeout is None else max(0.0, start + arguments.timeout - time.monotonic())
     job.wait(left)
 
@@ -630,6 +640,7 @@ def main() -> int:
         return 0
     if arguments.what == "run" and not arguments.command:
         parser.error("run needs a program: run [options] -- python script.py")
+    changes = sorted(map(_change, vars(arguments).get("at") or []), key=lambda change: change[0])
     try:
         cluster = Cluster(arguments.racks, arguments.access, arguments.uplink, arguments.congestion)
     except ValueError as error:
@@ -639,7 +650,7 @@ def main() -> int:
             for measured in cluster.check():
                 print(f"cluster: {measured}", flush=True)
         if arguments.what == "run":
-            _run(cluster, arguments)
+            _run(cluster, changes, arguments)
     return 0
 
 
