@@ -518,7 +518,7 @@ static bool read_payload(dss_peer_t *peer) {
     if (peer->state == DSS_PEER_LOST)
         return false;
     if (used == 0) { /* not its turn, or less than an element */
-        peer->stalled = peer->reading && (size_t)there >= sizeof(uint64_t);
+        peer->stalled = peer->reading && (size_t)there >= dss_dtype_bytes(peer->reading->operation->dtype);
         return false;
     }
     if (peer->frame.type == DSS_FRAME_OPEN)
@@ -563,7 +563,8 @@ bool dss_peer_unstall(dss_peer_t *peer) {
     const uint8_t *bytes = NULL;
     if (peer->state != DSS_PEER_READY || !peer->stalled || !peer->reading || peer->frame.phase != DSS_PHASE_REDUCE)
         return false;
-    const ssize_t there = peer->stream->ops->peek(peer->stream, sizeof(uint64_t), &bytes);
+    const size_t wanted = peer->frame_left < sizeof(uint64_t) ? peer->frame_left : sizeof(uint64_t);
+    const ssize_t there = peer->stream->ops->peek(peer->stream, wanted, &bytes);
     if (there <= 0)
         return false;
     size_t bytes_count = (size_t)there < peer->frame_left ? (size_t)there : peer->frame_left;
