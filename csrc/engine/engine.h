@@ -329,6 +329,8 @@ void dss_engine_unlock(dss_engine_t *engine);
 void dss_engine_log(dss_engine_t *engine, const char *format, ...) DSS_PRINTF(2, 3);
 void dss_watch_set(dss_engine_t *engine, dss_watch_t *watch, uint32_t events); /* 0: none; adds, changes or removes */
 void dss_engine_wake(dss_engine_t *engine);
+/* Whoever worked on the connections leaves: the engine's thread goes on, if there is anything to do, or can sleep safely. */
+void dss_engine_hand_over(dss_engine_t *engine);
 uint32_t dss_key_bucket(const dss_key_t *key);
 dss_operation_t *dss_engine_find(dss_engine_t *engine, const dss_key_t *key);
 void dss_engine_insert(dss_engine_t *engine, dss_operation_t *operation);

@@ -22,7 +22,7 @@
 
 #define EVENT_COUNT 64
 #define SPIN_NS ((uint64_t)4 * 1000u)           /* a look or two before the trip through the kernel */
-#define PARK_NS ((uint64_t)50 * 1000000u)       /* the thread looks whether the driver has gone */
+#define PARK_NS ((uint64_t)10 * 1000000u)       /* the thread looks whether the driver has gone */
 #define FAREWELL_NS ((uint64_t)1000 * 1000000u) /* for what is still in the queues at the end */
 
 uint64_t dss_now_ns(void) {
@@ -249,9 +249,22 @@ static void drive(dss_engine_t *engine, const dss_operation_t *operation, uint64
     }
 }
 
-/* The driver leaves. The engine's thread, if it is asleep in epoll, relies on doorbells that the driver may have used up. */
-static void hand_over(dss_engine_t *engine) {
-    if (engine->parked && engine->operations)
+static bool has_output(const dss_peer_t *peer) {
+    return peer->state == DSS_PEER_READY && (peer->control.begin < peer->control.end || peer->header_left || peer->payload_left);
+}
+
+/* Whether somebody must work on it, though nobody waits. */
+static bool is_needed(const dss_engine_t *engine) {
+    bool needed = engine->operations || engine->call_count > 0;
+    for (uint32_t i = 0; !needed && i < engine->ready_count; i++)
+        needed = has_output(&engine->peers[engine->ready[i]]);
+    return needed;
+}
+
+void dss_engine_hand_over(dss_engine_t *engine) {
+    if (engine->driven || (!engine->parked && is_needed(engine)))
+        dss_engine_wake(engine);
+    else if (engine->parked && is_needed(engine))
         pthread_cond_signal(&engine->park);
     else if (engine->sleepers > 0 && !arm_all(engine))
         dss_engine_wake(engine);
@@ -275,7 +288,7 @@ int dss_operation_wait(dss_operation_t *operation, uint64_t timeout_ns) {
             drive(engine, operation, deadline_ns);
             engine->driven = false;
             pthread_cond_broadcast(&engine->changed);
-            hand_over(engine);
+            dss_engine_hand_over(engine);
         }
     }
     const int done = operation->called;
@@ -484,10 +497,6 @@ static void fail_all(dss_engine_t *engine, dss_status_t status, const char *reas
                        engine->identity.world_size, reason);
         dss_operation_complete(engine->operations, status, text);
     }
-}
-
-static bool has_output(const dss_peer_t *peer) {
-    return peer->state == DSS_PEER_READY && (peer->control.begin < peer->control.end || peer->header_left || peer->payload_left);
 }
 
 /* What is in the queues leaves first: a peer may need it to finish. */

@@ -206,7 +206,7 @@ static void begin(dss_operation_t *operation) {
         if (!operation->completed)
             meet_ahead(&operation->members[i]);
     }
-    for (uint32_t i = 0; i < operation->member_count && !operation->completed; i++) {
+    for (uint32_t i = 0; i < operation->member_count; i++) { /* also when it is complete: the others wait for our OPEN */
         dss_peer_t *peer = operation->members[i].peer;
         if (peer && peer->state == DSS_PEER_UNKNOWN)
             dss_connect_dial(peer);
@@ -241,8 +241,8 @@ dss_status_t dss_engine_post(dss_engine_t *engine, const dss_operation_params_t 
     }
     dss_engine_insert(engine, operation);
     begin(operation);
-    if (!operation->completed && (!params->will_wait || engine->driven))
-        dss_engine_wake(engine);
+    if (!params->will_wait || operation->completed || engine->driven)
+        dss_engine_hand_over(engine);
     dss_engine_unlock(engine);
     return DSS_OK;
 }
