@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from cluster import LinkBytes, link_bytes
 
+import dssync_pg
+
 PR_SET_PDEATHSIG = 1
 SERIES: dict[str, dict[str, Any]] = {
     "gloo": {},
@@ -35,25 +37,19 @@ SERIES: dict[str, dict[str, Any]] = {
 """The options of dssync for each; "gloo" is torch's own."""
 SAMPLE_S = 0.02  # small tensors: so many calls a sample that Gloo takes this long
 MAX_CALLS = 100
+TIMEOUT = timedelta(minutes=2)
+"""Of one call; who is not in a group waits longer, for all of its measurements."""
 
 Group: TypeAlias = Any
 Call: TypeAlias = Callable[[], object]
 Record: TypeAlias = dict[str, Any]
 
 
-def make_group(series: str, ranks: Sequence[int]) -> Group | None:
-    """A group of `series`, on all ranks of the job at once; None where the installed package does not know it."""
+def make_group(series: str, ranks: Sequence[int]) -> Group:
+    """A group of `series`, on all ranks of the job at once."""
     if series == "gloo":
-        return dist.new_group(list(ranks), backend="gloo")
-    import dssync_pg
-
-    try:
-        options = dssync_pg.Options(**SERIES[series])
-    except TypeError:  # HACK: until the package has `engine`, and the native one
-        if series != "dssync-gloo":
-            return None
-        options = dssync_pg.Options()
-    return dist.new_group(list(ranks), backend="dssync", pg_options=options)
+        return dist.new_group(list(ranks), TIMEOUT, backend="gloo")
+    return dist.new_group(list(ranks), TIMEOUT, backend="dssync", pg_options=dssync_pg.Options(**SERIES[series]))
 
 
 class Bench:
@@ -67,9 +63,7 @@ class Bench:
         self.size = next((len(group) for group in groups if self.rank in group), 1)
         for series in spec["series"]:
             made = {tuple(group): make_group(series, group) for group in groups}
-            mine = next((made[tuple(group)] for group in groups if self.rank in group), None)
-            if None not in made.values():
-                self.mine[series] = mine
+            self.mine[series] = next((made[tuple(group)] for group in groups if self.rank in group), None)
 
     def measure(self, calls: dict[str, Call], about: Record) -> None:
         """Records the times of one call of each series, which have all been called before."""
@@ -203,9 +197,7 @@ def main() -> None:
     spec: Record = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     logging.getLogger("dssync_pg").setLevel(logging.WARNING)
-    # HACK: until the options know this variable
-    os.environ.pop("DSSYNC_SOCKET_IFNAME", None)
-    dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group("gloo", timeout=timedelta(hours=1))
     (on_cluster if "cases" in spec else on_host)(spec)
     dist.destroy_process_group()
 
