@@ -263,8 +263,8 @@ static inline void memory_close(dss_stream_t *stream) {
     pthread_mutex_unlock(&end->link->fabric->lock);
 }
 
-static const dss_stream_ops_t memory_stream_ops = {"memory",     memory_write, memory_peek,       memory_consume, memory_flush,
-                                                   memory_arm,   memory_woken, memory_peer_waits, memory_close};
+static const dss_stream_ops_t memory_stream_ops = {"memory",   memory_write, memory_peek,       memory_consume, memory_flush,
+                                                   memory_arm, memory_woken, memory_peer_waits, memory_close};
 
 /* ---- the fabric --------------------------------------------------------------------------------------------------------- */
 
@@ -277,8 +277,8 @@ static inline uint64_t memory_break_at(const memory_fabric_t *fabric, const memo
     uint32_t earlier = 0;
     for (const memory_link_t *other = fabric->links; other; other = other->next)
         earlier += memory_joins(other, fault->writer, fault->reader);
-    const bool hit = fault->error && earlier == fault->nth && link->ranks[writer] == fault->writer &&
-                     link->ranks[1 - writer] == fault->reader;
+    const bool hit =
+        fault->error && earlier == fault->nth && link->ranks[writer] == fault->writer && link->ranks[1 - writer] == fault->reader;
     return hit ? fault->at_bytes : UINT64_MAX;
 }
 
