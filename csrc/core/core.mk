@@ -3,7 +3,7 @@
 # Nothing is built in the source tree. Each flavour (plain, sanitized) has a folder of its own under build/core.
 
 CORE_BUILD ?= build/core
-CORE_CFLAGS ?= -O2
+CORE_CFLAGS ?= -O3
 CORE_WARNINGS ?= -Wall -Wextra -Wpedantic -Werror
 CORE_FLAGS = -std=c11 $(CORE_WARNINGS) -fvisibility=hidden -Icsrc/include -Icsrc/core -Icsrc/engine $(CORE_CFLAGS)
 CORE_SOURCES := $(sort $(wildcard csrc/core/*.c csrc/engine/*.c))

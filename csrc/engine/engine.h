@@ -176,6 +176,7 @@ struct dss_peer {
     bool in_frame;
     dss_frame_t frame;
     size_t frame_left;     /* payload bytes that are still to come */
+    size_t frame_padding;  /* zeros that come after them */
     dss_member_t *reading; /* of a DATA frame; NULL: kept in `keeping`, or thrown away */
     dss_ahead_t *keeping;
     bool stalled; /* what is next cannot be used yet */
@@ -191,6 +192,7 @@ struct dss_peer {
     uint8_t header[DSS_FRAME_BYTES];
     size_t header_left;    /* of the data frame on its way */
     size_t payload_left;   /* the same */
+    size_t padding_left;   /* the same */
     dss_member_t *writing; /* whose payload; NULL: zeros, its operation has failed meanwhile */
     dss_phase_t writing_phase;
     bool blocked; /* there is something to write and no room */

@@ -29,9 +29,9 @@ static dss_status_t check_envelope(const uint8_t *bytes, uint32_t epoch, dss_err
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: version %u, expected %u", bytes[4], DSS_FRAME_VERSION);
     if (dss_get_u32(bytes + 8) != epoch)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: epoch %08" PRIx32 ", expected %08" PRIx32, dss_get_u32(bytes + 8), epoch);
-    if (!dss_bytes_zero(bytes, 7, 8) || !dss_bytes_zero(bytes, 36, 40))
-        return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: reserved bytes are %02x and %08" PRIx32 ", not 0", bytes[7],
-                        dss_get_u32(bytes + 36));
+    if (!dss_bytes_zero(bytes, 7, 8) || !dss_bytes_zero(bytes, 36, 40) || !dss_bytes_zero(bytes, 48, DSS_FRAME_BYTES))
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: reserved bytes are %02x, %08" PRIx32 " and %016" PRIx64 "..., not 0",
+                        bytes[7], dss_get_u32(bytes + 36), dss_get_u64(bytes + 48));
     return DSS_OK;
 }
 

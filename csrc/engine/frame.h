@@ -5,6 +5,9 @@
  * to be sane. An operation is known by its key: a channel (the averages of one sync, the collectives of a group), a sequence number
  * on it (the step, or the order of posting) and a part (bucket and stripe). Groups need no connection and no state of their own:
  * who takes part stands in the signature that every member sends first.
+ *
+ * Headers and payloads are padded to whole cache lines, so that values lie in shared memory as they do in tensors: copies between
+ * places that differ in that take several times as long.
  */
 #ifndef DSS_FRAME_H
 #define DSS_FRAME_H
@@ -12,7 +15,8 @@
 #include "dssync_engine.h"
 #include "status.h"
 
-#define DSS_FRAME_BYTES 48u
+#define DSS_FRAME_BYTES 64u
+#define DSS_FRAME_ALIGNMENT 64u /* a payload is followed by zeros up to a multiple of this */
 #define DSS_FRAME_VERSION 1u
 #define DSS_FRAME_MAX_PAYLOAD_BYTES (1u << 20)
 #define DSS_SIGNATURE_BYTES 64u
@@ -38,7 +42,7 @@ typedef struct dss_frame {
 } dss_frame_t;
 
 /* Layout: 0 magic "dssF" | 4 u8 version | 5 u8 type | 6 u8 phase | 7 u8 0 | 8 u32 epoch | 12 u32 payload_bytes | 16 u64 channel |
- * 24 u64 sequence | 32 u32 part | 36 u32 0 | 40 u64 offset. `epoch` is the low half of the context's. */
+ * 24 u64 sequence | 32 u32 part | 36 u32 0 | 40 u64 offset | 48..63 0. `epoch` is the low half of the context's. */
 void dss_frame_encode(const dss_frame_t *frame, uint32_t epoch, uint8_t bytes[DSS_FRAME_BYTES]);
 /* DSS_ERR_CORRUPT, saying which field and value, for anything that dss_frame_encode could not have written: wrong magic, version,
  * epoch, type or phase, reserved bytes set, a payload above the maximum or of a size that the type does not have, offset + payload

@@ -250,7 +250,8 @@ static void drive(dss_engine_t *engine, const dss_operation_t *operation, uint64
 }
 
 static bool has_output(const dss_peer_t *peer) {
-    return peer->state == DSS_PEER_READY && (peer->control.begin < peer->control.end || peer->header_left || peer->payload_left);
+    return peer->state == DSS_PEER_READY &&
+           (peer->control.begin < peer->control.end || peer->header_left || peer->payload_left || peer->padding_left);
 }
 
 /* Whether somebody must work on it, though nobody waits. */

@@ -16,6 +16,8 @@
 
 #define LIST_COUNT 24 /* pieces in one write */
 
+static const uint8_t zeros[4096];
+
 /* ---- bytes -------------------------------------------------------------------------------------------------------------- */
 
 bool dss_bytes_append(dss_bytes_t *bytes, const void *more, size_t more_count) {
@@ -179,6 +181,10 @@ void dss_peer_forget(dss_member_t *member) {
 
 /* ---- writing ------------------------------------------------------------------------------------------------------------ */
 
+static size_t padding_of(size_t payload_bytes) {
+    return (DSS_FRAME_ALIGNMENT - payload_bytes % DSS_FRAME_ALIGNMENT) % DSS_FRAME_ALIGNMENT;
+}
+
 void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payload) {
     uint8_t header[DSS_FRAME_BYTES];
     if (peer->state == DSS_PEER_LOST)
@@ -186,10 +192,15 @@ void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payloa
     dss_frame_encode(frame, (uint32_t)peer->engine->identity.epoch, header);
     const size_t before = peer->control.end;
     if (!dss_bytes_append(&peer->control, header, sizeof header) ||
-        !dss_bytes_append(&peer->control, payload, frame->payload_bytes)) {
+        !dss_bytes_append(&peer->control, payload, frame->payload_bytes) ||
+        !dss_bytes_append(&peer->control, zeros, padding_of(frame->payload_bytes))) {
         peer->control.end = before < peer->control.end ? before : peer->control.end;
         dss_peer_lose(peer, "cannot be told anything: out of memory");
     }
+}
+
+static bool in_output_frame(const dss_peer_t *peer) {
+    return peer->header_left || peer->payload_left || peer->padding_left;
 }
 
 /* The next data frame, if any operation has something to send. */
@@ -203,6 +214,7 @@ static void begin_frame(dss_peer_t *peer) {
             continue; /* queued again when there is something */
         peer->payload_left = sendable < DSS_FRAME_PAYLOAD ? (size_t)sendable : DSS_FRAME_PAYLOAD;
         peer->header_left = DSS_FRAME_BYTES;
+        peer->padding_left = padding_of(peer->payload_left);
         peer->writing = member;
         peer->writing_phase = phase;
         const dss_frame_t frame = {.type = DSS_FRAME_DATA,
@@ -216,7 +228,6 @@ static void begin_frame(dss_peer_t *peer) {
 }
 
 static size_t list_zeros(size_t bytes, struct iovec *list, int most, int *count_p) {
-    static const uint8_t zeros[4096];
     size_t listed = 0;
     for (*count_p = 0; listed < bytes && *count_p < most; (*count_p)++) {
         const size_t piece = bytes - listed < sizeof zeros ? bytes - listed : sizeof zeros;
@@ -228,7 +239,7 @@ static size_t list_zeros(size_t bytes, struct iovec *list, int most, int *count_
 
 /* Control frames may go only between data frames. */
 static size_t control_now(const dss_peer_t *peer) {
-    const bool between = peer->header_left == DSS_FRAME_BYTES || (peer->header_left == 0 && peer->payload_left == 0);
+    const bool between = peer->header_left == DSS_FRAME_BYTES || !in_output_frame(peer);
     return between ? peer->control.end - peer->control.begin : 0;
 }
 
@@ -247,8 +258,14 @@ static int list_output(dss_peer_t *peer, struct iovec *list, size_t *bytes_p) {
                                        peer->payload_left, list + count, LIST_COUNT - count, &pieces);
     else if (peer->payload_left > 0)
         payload = list_zeros(peer->payload_left, list + count, LIST_COUNT - count, &pieces);
-    *bytes_p = control + peer->header_left + payload;
-    return count + pieces;
+    count += pieces;
+    size_t padding = 0;
+    if (payload == peer->payload_left && peer->padding_left > 0 && count < LIST_COUNT) {
+        padding = peer->padding_left;
+        list[count++] = (struct iovec){.iov_base = (void *)(uintptr_t)zeros, .iov_len = padding};
+    }
+    *bytes_p = control + peer->header_left + payload + padding;
+    return count;
 }
 
 static void written(dss_peer_t *peer, size_t bytes) {
@@ -261,9 +278,11 @@ static void written(dss_peer_t *peer, size_t bytes) {
     const size_t header = peer->header_left < bytes ? peer->header_left : bytes;
     peer->header_left -= header;
     bytes -= header;
-    peer->payload_left -= bytes;
+    const size_t payload = peer->payload_left < bytes ? peer->payload_left : bytes;
+    peer->payload_left -= payload;
     if (peer->writing)
-        peer->writing->sent[peer->writing_phase] += bytes;
+        peer->writing->sent[peer->writing_phase] += payload;
+    peer->padding_left -= bytes - payload;
 }
 
 static void end_frame(dss_peer_t *peer) {
@@ -279,7 +298,7 @@ static bool write_out(dss_peer_t *peer) {
     bool moved = false;
     peer->blocked = false;
     for (size_t budget = DSS_PASS_BYTES; budget > 0;) {
-        if (peer->header_left == 0 && peer->payload_left == 0)
+        if (!in_output_frame(peer))
             begin_frame(peer);
         struct iovec list[LIST_COUNT];
         size_t bytes = 0;
@@ -293,7 +312,7 @@ static bool write_out(dss_peer_t *peer) {
         }
         moved = moved || taken > 0;
         written(peer, (size_t)taken);
-        if (peer->header_left == 0 && peer->payload_left == 0)
+        if (!in_output_frame(peer))
             end_frame(peer);
         if ((size_t)taken < bytes) {
             peer->blocked = true;
@@ -464,14 +483,17 @@ static bool read_header(dss_peer_t *peer) {
     }
     if ((size_t)there < DSS_FRAME_BYTES)
         return false;
+    uint8_t header[DSS_FRAME_BYTES]; /* a copy: who shares the memory may change it between the check and the use */
     dss_error_t error;
-    if (dss_frame_decode(bytes, (uint32_t)peer->engine->identity.epoch, &peer->frame, &error) != DSS_OK) {
+    memcpy(header, bytes, sizeof header);
+    if (dss_frame_decode(header, (uint32_t)peer->engine->identity.epoch, &peer->frame, &error) != DSS_OK) {
         dss_peer_lose(peer, "sent nonsense: %s", error.text);
         return false;
     }
     peer->stream->ops->consume(peer->stream, DSS_FRAME_BYTES);
     peer->engine->stats.bytes_received += DSS_FRAME_BYTES;
     peer->frame_left = peer->frame.payload_bytes;
+    peer->frame_padding = padding_of(peer->frame_left);
     peer->in_frame = true;
     if (peer->frame.type == DSS_FRAME_GOODBYE) {
         dss_peer_lose(peer, "has shut down its process group");
@@ -533,18 +555,44 @@ static bool read_payload(dss_peer_t *peer) {
     return true;
 }
 
+static bool read_padding(dss_peer_t *peer) {
+    const uint8_t *bytes = NULL;
+    const ssize_t there = peer->stream->ops->peek(peer->stream, 1, &bytes);
+    if (there < 0) {
+        dss_peer_lose(peer, "is gone: its process has ended in the middle of a message (%s)", strerror((int)-there));
+        return false;
+    }
+    const size_t used = (size_t)there < peer->frame_padding ? (size_t)there : peer->frame_padding;
+    peer->stream->ops->consume(peer->stream, used);
+    peer->engine->stats.bytes_received += used;
+    peer->frame_padding -= used;
+    return used > 0;
+}
+
+/* The payload is complete; its padding may be still to come. */
+static void end_payload(dss_peer_t *peer) {
+    if (peer->reading)
+        dss_operation_check(peer->reading->operation);
+    peer->reading = NULL;
+    peer->keeping = NULL;
+    peer->in_frame = peer->frame_padding > 0;
+}
+
 static bool read_in(dss_peer_t *peer) {
     const uint64_t begin = peer->engine->stats.bytes_received;
     peer->stalled = false;
     while (peer->state == DSS_PEER_READY && peer->engine->stats.bytes_received - begin < DSS_PASS_BYTES) {
-        if (!(peer->in_frame ? read_payload(peer) : read_header(peer)))
+        bool moved = false;
+        if (!peer->in_frame)
+            moved = read_header(peer);
+        else if (peer->frame_left > 0)
+            moved = read_payload(peer);
+        else
+            moved = read_padding(peer);
+        if (!moved)
             break;
-        if (peer->in_frame && peer->frame_left == 0) {
-            peer->in_frame = false;
-            if (peer->reading)
-                dss_operation_check(peer->reading->operation);
-            peer->reading = NULL;
-        }
+        if (peer->in_frame && peer->frame_left == 0)
+            end_payload(peer);
     }
     return peer->engine->stats.bytes_received != begin;
 }
@@ -579,10 +627,8 @@ bool dss_peer_unstall(dss_peer_t *peer) {
     peer->engine->stats.bytes_received += bytes_count;
     peer->frame_left -= bytes_count;
     peer->stalled = false;
-    if (peer->frame_left == 0) {
-        peer->in_frame = false;
-        peer->reading = NULL;
-    }
+    if (peer->frame_left == 0)
+        end_payload(peer);
     peer->stream->ops->flush(peer->stream);
     return true;
 }
