@@ -52,7 +52,9 @@ LIMIT_OF = {"gloo": "tcp", "dssync-gloo": "tcp", "native-tcp": "tcp", "native-sh
 LIMIT_TITLES = {"tcp": "iperf3", "shm": "copying through shared memory"}
 KIB, MIB = 1 << 10, 1 << 20
 LEAST_LIMITED = 256 * KIB  # below, waking up the other process takes longer than the bytes
-PIECE, RING, COPIED = 256 * KIB, MIB, 64 * MIB
+COPIED, ROUNDS = 64 * MIB, 5
+PIECES = (64 * KIB, 256 * KIB, MIB, 4 * MIB)  # large ones are copied past the caches, which may be five times as fast or slower
+RING_PIECES = 4
 CROSSING, INSIDE = "one crossing pair", "pairs inside racks"
 
 Record: TypeAlias = dict[str, Any]
@@ -64,20 +66,21 @@ console = Console(highlight=False)
 # ---- the machine's own limits --------------------------------------------------------------------------------------------------
 
 
-def _copy(shared: mmap, side: int, barrier: Any, seconds: Any) -> None:
+def _copy(shared: mmap, piece: int, side: int, barrier: Any, seconds: Any) -> None:
     """One of two processes that hand COPIED bytes to each other through a ring of pieces each way."""
     view, private = memoryview(shared), memoryview(bytearray(b"x") * COPIED)
-    mine, other = (view[at * RING : (at + 1) * RING] for at in (side, 1 - side))
-    counters = view[2 * RING :].cast("Q")  # pieces written and read by either side, far enough apart
+    ring = RING_PIECES * piece
+    mine, other = (view[at * ring : (at + 1) * ring] for at in (side, 1 - side))
+    counters = view[2 * ring :].cast("Q")  # pieces written and read by either side, far enough apart
     written, read, other_written, other_read = (64 * place for place in (side, 2 + side, 1 - side, 3 - side))
-    times, count = [], COPIED // PIECE
-    for first in range(0, 3 * count, count):
+    times, count = [], COPIED // piece
+    for first in range(0, ROUNDS * count, count):
         barrier.wait()
         start = time.perf_counter()
         for number in range(first, first + count):
-            own = slice((number - first) * PIECE, (number - first + 1) * PIECE)
-            place = slice(number * PIECE % RING, number * PIECE % RING + PIECE)
-            while (number + 1 - counters[other_read]) * PIECE > RING:
+            own = slice((number - first) * piece, (number - first + 1) * piece)
+            place = slice(number * piece % ring, number * piece % ring + piece)
+            while number + 1 - counters[other_read] > RING_PIECES:
                 os.sched_yield()
             mine[place] = private[own]
             counters[written] = number + 1
@@ -90,16 +93,21 @@ def _copy(shared: mmap, side: int, barrier: Any, seconds: Any) -> None:
 
 
 def shm_limit() -> float:
-    """Bytes a second from process to process through shared memory, both ways together."""
+    """Bytes a second from process to process through shared memory, both ways together, in pieces of the best size."""
+    return max(2 * COPIED / _copy_seconds(piece) for piece in PIECES)
+
+
+def _copy_seconds(piece: int) -> float:
+    """The best of ROUNDS."""
     context: Any = multiprocessing.get_context("fork")
-    barrier, seconds, shared = context.Barrier(2), context.Array("d", 2), mmap(-1, 2 * RING + PIECE)
-    processes = [context.Process(target=_copy, args=(shared, side, barrier, seconds)) for side in range(2)]
+    barrier, seconds, shared = context.Barrier(2), context.Array("d", 2), mmap(-1, 2 * RING_PIECES * piece + 4096)
+    processes = [context.Process(target=_copy, args=(shared, piece, side, barrier, seconds)) for side in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     slowest: float = max(seconds)
-    return 2 * COPIED / slowest
+    return slowest
 
 
 def tcp_limit() -> float | None:
@@ -142,7 +150,8 @@ def run_host(spec: Record) -> None:
 
 def fitting(sizes: Sequence[int], ranks: int) -> list[int]:
     """The sizes for which the ranks' tensors, and what each library keeps of them, fit into the memory that is free."""
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free_bytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * KIB
     return [size for size in sizes if 4 * ranks * size < 0.8 * free_bytes]
 
 
