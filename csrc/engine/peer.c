@@ -409,7 +409,9 @@ static void keep_ahead(dss_peer_t *peer, const dss_key_t *key, const dss_signatu
 static void opened(dss_peer_t *peer, const uint8_t *payload) {
     dss_error_t error;
     dss_signature_t signature;
-    if (dss_signature_decode(payload, &signature, &error) != DSS_OK) {
+    uint8_t copy[DSS_SIGNATURE_BYTES]; /* as in read_header() */
+    memcpy(copy, payload, sizeof copy);
+    if (dss_signature_decode(copy, &signature, &error) != DSS_OK) {
         dss_peer_lose(peer, "sent nonsense: %s", error.text);
         return;
     }
