@@ -545,11 +545,11 @@ def _neighbour_address(rack: int) -> str:
 def _require_tools() -> None:
     if sys.platform != "linux":
         raise ClusterError("the emulated cluster is made of Linux network namespaces")
+    if os.geteuid() != 0:
+        raise ClusterError("the emulated cluster makes network namespaces, which only root may: run it with sudo")
     for tool, package in PACKAGES.items():
         if shutil.which(tool) is None:
             raise ClusterError(f"`{tool}` is missing; on Debian: apt-get install {package}")
-    if os.geteuid() != 0:
-        raise ClusterError("the emulated cluster makes network namespaces, which only root may: run it with sudo")
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------

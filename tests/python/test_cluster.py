@@ -178,12 +178,12 @@ def test_a_killed_owner_leaves_nothing(guarded):
 
 
 def test_what_is_missing_is_said(monkeypatch):
-    monkeypatch.setattr(cluster.shutil, "which", lambda tool: None if tool == "iperf3" else tool)
-    with pytest.raises(ClusterError, match="`iperf3` is missing; on Debian: apt-get install iperf3"):
-        Cluster([1]).__enter__()
-    monkeypatch.setattr(cluster.shutil, "which", lambda tool: tool)
     monkeypatch.setattr(cluster.os, "geteuid", lambda: 1000)
     with pytest.raises(ClusterError, match="only root"):
+        Cluster([1]).__enter__()
+    monkeypatch.setattr(cluster.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(cluster.shutil, "which", lambda tool: None if tool == "iperf3" else tool)
+    with pytest.raises(ClusterError, match="`iperf3` is missing; on Debian: apt-get install iperf3"):
         Cluster([1]).__enter__()
 
 
