@@ -35,7 +35,7 @@ SERIES: dict[str, dict[str, Any]] = {
     "native": {"engine": "native"},
 }
 """The options of dssync for each; "gloo" is torch's own."""
-SAMPLE_S = 0.02  # small tensors: so many calls a sample that Gloo takes this long
+SAMPLE_S = 0.05  # small tensors: so many calls a sample that Gloo takes this long
 MAX_CALLS = 100
 TIMEOUT = timedelta(minutes=2)
 """Of one call; who is not in a group waits longer, for all of its measurements."""
