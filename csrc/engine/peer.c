@@ -461,6 +461,7 @@ static bool begin_data(dss_peer_t *peer) {
     } else {
         dss_ahead_t *ahead = find_ahead(peer, &frame->key);
         if (ahead && frame->phase == DSS_PHASE_REDUCE && frame->offset == ahead->eager.end &&
+            frame->payload_bytes % dss_dtype_bytes((dss_dtype_t)ahead->signature.dtype) == 0 &&
             ahead->eager.end + frame->payload_bytes <= DSS_EAGER_BYTES &&
             peer->ahead_bytes + frame->payload_bytes <= DSS_EAGER_TOTAL) {
             peer->keeping = ahead;
@@ -508,20 +509,20 @@ static bool read_header(dss_peer_t *peer) {
     return peer->frame.type != DSS_FRAME_DATA || begin_data(peer);
 }
 
-/* How many of the bytes were used, 0 if they cannot be yet. */
+/* How many of the bytes were used, 0 if they cannot be yet. Whole elements only: the rest of one would come alone. */
 static size_t take_data(dss_peer_t *peer, const uint8_t *bytes, size_t bytes_count) {
-    if (peer->reading) {
-        const size_t whole = bytes_count - bytes_count % dss_dtype_bytes(peer->reading->operation->dtype);
-        return dss_operation_take(peer->reading, peer->frame.phase, bytes, whole);
+    if (peer->reading)
+        return dss_operation_take(peer->reading, peer->frame.phase, bytes,
+                                  bytes_count - bytes_count % dss_dtype_bytes(peer->reading->operation->dtype));
+    if (!peer->keeping)
+        return bytes_count;
+    const size_t whole = bytes_count - bytes_count % dss_dtype_bytes((dss_dtype_t)peer->keeping->signature.dtype);
+    if (!dss_bytes_append(&peer->keeping->eager, bytes, whole)) {
+        dss_peer_lose(peer, "cannot be listened to: out of memory");
+        return 0;
     }
-    if (peer->keeping) {
-        if (!dss_bytes_append(&peer->keeping->eager, bytes, bytes_count)) {
-            dss_peer_lose(peer, "cannot be listened to: out of memory");
-            return 0;
-        }
-        peer->ahead_bytes += bytes_count;
-    }
-    return bytes_count;
+    peer->ahead_bytes += whole;
+    return whole;
 }
 
 /* False if nothing more can be done with what is there. */
