@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "descriptors.h"
+
 #define TEXT_BYTES 1400
 
 char *dss_text_copy(const char *text) {
@@ -103,6 +105,8 @@ void dss_channel_fail(dss_engine_t *engine, uint64_t id, dss_status_t status, co
 
 void dss_engine_close_channel(dss_engine_t *engine, uint64_t id, const char *reason) {
     char text[TEXT_BYTES];
+    if (engine->generation != dss_descriptor_generation())
+        return;
     dss_engine_lock(engine);
     (void)snprintf(text, sizeof text, "rank %u: %s", engine->identity.rank, reason);
     dss_channel_t *channel = dss_channel_failed(engine, id) ? NULL : add_channel(engine, id, text);

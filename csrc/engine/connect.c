@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "stream_shared.h"
 #include "stream_socket.h"
 
@@ -24,12 +25,14 @@
 
 /* After the handshake on a Unix socket: the dialer offers shared memory, the acceptor says whether it took it. */
 static const uint8_t offer_some[DSS_HANDSHAKE_MESSAGE_BYTES] = "dssS1 shared memory";
+static const uint8_t offer_bell[DSS_HANDSHAKE_MESSAGE_BYTES] = "dssS2 doorbell";
 static const uint8_t offer_none[DSS_HANDSHAKE_MESSAGE_BYTES] = "dssS0";
 static const uint8_t answer_taken[DSS_HANDSHAKE_MESSAGE_BYTES] = "dssT1";
 static const uint8_t answer_refused[DSS_HANDSHAKE_MESSAGE_BYTES] = "dssT0";
 
 static int open_socket(int family) {
-    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    dss_descriptor_begin();
+    return dss_descriptor_end(socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }
 
 /* ---- listening ---------------------------------------------------------------------------------------------------------- */
@@ -59,7 +62,7 @@ static bool listen_unix(dss_engine_t *engine, const uint8_t name[DSS_UNIX_NAME_B
     if (fd < 0)
         return false;
     if (bind(fd, (struct sockaddr *)&storage, length) != 0 || listen(fd, SOMAXCONN) != 0) {
-        close(fd);
+        dss_descriptor_close(fd);
         return false;
     }
     engine->listeners[1].fd = fd;
@@ -87,7 +90,7 @@ bool dss_connect_reaches(const dss_card_t *card) {
     if (fd < 0)
         return false;
     const bool reached = connect(fd, (struct sockaddr *)&storage, length) == 0 || errno == EAGAIN;
-    close(fd);
+    dss_descriptor_close(fd);
     return reached;
 }
 
@@ -113,6 +116,8 @@ static void end_call(dss_call_t *call) {
     }
     dss_shared_destroy(call->shared);
     call->shared = NULL;
+    free(call->problem);
+    call->problem = NULL;
     call->next = engine->trash;
     engine->trash = call;
 }
@@ -134,7 +139,7 @@ static dss_call_t *make_call(dss_engine_t *engine, dss_stream_t *stream, bool un
 static dss_call_t *make_socket_call(dss_engine_t *engine, int fd, bool unix_socket) {
     dss_stream_t *stream = dss_stream_socket_create(fd, unix_socket ? "unix" : "tcp", NULL);
     if (!stream) {
-        close(fd);
+        dss_descriptor_close(fd);
         return NULL;
     }
     if (!unix_socket)
@@ -239,7 +244,7 @@ void dss_connect_dial(dss_peer_t *peer) {
     const bool connected = connect(fd, (struct sockaddr *)&storage, length) == 0;
     const int error = connected ? 0 : errno;
     if (!connected && error != EINPROGRESS) {
-        close(fd);
+        dss_descriptor_close(fd);
         dial_failed(peer, error);
         return;
     }
@@ -279,14 +284,15 @@ void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream) {
 void dss_connect_accept(dss_engine_t *engine, int listener) {
     const bool unix_socket = listener == engine->listeners[1].fd;
     for (;;) {
-        const int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        dss_descriptor_begin();
+        const int fd = dss_descriptor_end(accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (fd < 0)
             return;
         uint8_t nonce[DSS_NONCE_BYTES];
         const bool too_many = engine->call_count > engine->identity.world_size + 64;
         if (too_many || (unix_socket && !has_our_user(fd)) || dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK) {
             dss_engine_log(engine, "dropped a caller: %s", too_many ? "too many call at once" : "it is another user's process");
-            close(fd);
+            dss_descriptor_close(fd);
             continue;
         }
         take_caller(engine, make_socket_call(engine, fd, unix_socket), nonce);
@@ -294,12 +300,14 @@ void dss_connect_accept(dss_engine_t *engine, int listener) {
 }
 
 /* The call has served: its stream, or the shared memory over it, is the peer's. */
-static void promote(dss_call_t *call, dss_shared_t *shared, bool creator) {
+static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int bell) {
     dss_peer_t *peer = call->peer;
     dss_stream_t *stream = call->stream;
     dss_watch_set(call->engine, &call->watch, 0);
     if (peer->state == DSS_PEER_LOST) {
         dss_shared_destroy(shared);
+        if (bell >= 0)
+            close(bell);
         end_call(call);
         return;
     }
@@ -307,10 +315,12 @@ static void promote(dss_call_t *call, dss_shared_t *shared, bool creator) {
         dss_stream_t *rings = dss_stream_shared_create(shared, creator, stream, NULL);
         if (!rings) {
             dss_shared_destroy(shared);
+            close(bell);
             dss_peer_lose(peer, "cannot be connected: out of memory");
             end_call(call);
             return;
         }
+        dss_stream_shared_set_bell(rings, bell);
         stream = rings;
     }
     call->stream = NULL;
@@ -357,29 +367,56 @@ static bool answer_caller(dss_call_t *call) {
     call->stage = DSS_CALL_OFFER;
     if (call->unix_socket)
         return true;
-    promote(call, NULL, false);
+    promote(call, NULL, false, -1);
     return false;
+}
+
+/* What makes the engine look at its rings: the peer rings it directly. */
+static bool say_with_bell(dss_call_t *call, const uint8_t *message) {
+    return dss_stream_socket_send_fd(call->stream, call->engine->wake.fd, message, DSS_HANDSHAKE_MESSAGE_BYTES) == DSS_OK;
 }
 
 static void offer(dss_call_t *call) {
     int memfd = -1;
     dss_error_t error;
     dss_shared_t *shared = NULL;
+    bool said = false;
     call->stage = DSS_CALL_ANSWER;
-    dss_status_t status = dss_shared_create(DSS_RING_BYTES, &memfd, &shared, &error);
-    if (status == DSS_OK) {
+    if (dss_shared_create(DSS_RING_BYTES, &memfd, &shared, &error) == DSS_OK) {
         call->shared = shared;
-        status = dss_stream_socket_send_fd(call->stream, memfd, offer_some, sizeof offer_some);
+        said = dss_stream_socket_send_fd(call->stream, memfd, offer_some, sizeof offer_some) == DSS_OK &&
+               say_with_bell(call, offer_bell);
         close(memfd);
     } else {
         dss_engine_log(call->engine, "no shared memory with rank %u, its Unix socket serves: %s", call->peer->rank, error.text);
-        status = say(call, offer_none) ? DSS_OK : DSS_ERR_PEER_LOST;
+        said = say(call, offer_none);
     }
-    if (status != DSS_OK)
+    if (!said)
         hung_up(call, "it closed the connection when shared memory was offered");
 }
 
-static void take_offer(dss_call_t *call, const uint8_t *message) {
+/* The acceptor has all that was offered, or knows that there is nothing. */
+static void answer_offer(dss_call_t *call, int bell, const char *problem) {
+    dss_shared_t *shared = call->shared;
+    call->shared = NULL;
+    if (bell < 0) {
+        dss_engine_log(call->engine, "no shared memory with rank %u, its Unix socket serves: %s", call->peer->rank, problem);
+        dss_shared_destroy(shared);
+        shared = NULL;
+    }
+    if (shared ? say_with_bell(call, answer_taken) : say(call, answer_refused)) {
+        promote(call, shared, false, bell);
+        return;
+    }
+    dss_shared_destroy(shared);
+    if (bell >= 0)
+        close(bell);
+    dss_peer_lose(call->peer, "is gone: it closed the connection in the handshake");
+    end_call(call);
+}
+
+/* False if the call is over. */
+static bool take_offer(dss_call_t *call, const uint8_t *message) {
     dss_shared_t *shared = NULL;
     dss_error_t error = {.text = "no descriptor came with the offer"};
     const int memfd = dss_stream_socket_take_fd(call->stream);
@@ -388,25 +425,36 @@ static void take_offer(dss_call_t *call, const uint8_t *message) {
             (void)dss_shared_open(memfd, &shared, &error);
         close(memfd);
     }
-    if (!shared)
-        dss_engine_log(call->engine, "no shared memory with rank %u, its Unix socket serves: %s", call->peer->rank, error.text);
-    if (!say(call, shared ? answer_taken : answer_refused)) {
-        dss_shared_destroy(shared);
-        dss_peer_lose(call->peer, "is gone: it closed the connection in the handshake");
-        end_call(call);
-        return;
+    call->shared = shared;
+    call->problem = shared ? NULL : dss_text_copy(error.text);
+    call->stage = DSS_CALL_BELL;
+    if (memcmp(message, offer_some, sizeof offer_some) == 0)
+        return true; /* the doorbell follows, whether we could use the memory or not */
+    answer_offer(call, -1, error.text);
+    return false;
+}
+
+static void take_bell(dss_call_t *call, const uint8_t *message) {
+    int bell = dss_stream_socket_take_fd(call->stream);
+    if (bell >= 0 && (!call->shared || memcmp(message, offer_bell, sizeof offer_bell) != 0)) {
+        close(bell);
+        bell = -1;
     }
-    promote(call, shared, false);
+    answer_offer(call, bell, call->problem ? call->problem : "no doorbell came with the offer");
 }
 
 static void take_answer(dss_call_t *call, const uint8_t *message) {
     dss_shared_t *shared = call->shared;
-    if (memcmp(message, answer_taken, sizeof answer_taken) != 0) {
+    int bell = dss_stream_socket_take_fd(call->stream);
+    if (bell < 0 || memcmp(message, answer_taken, sizeof answer_taken) != 0) {
         dss_shared_destroy(shared);
         shared = NULL;
+        if (bell >= 0)
+            close(bell);
+        bell = -1;
     }
     call->shared = NULL;
-    promote(call, shared, true);
+    promote(call, shared, true, bell);
 }
 
 /* The dialer knows what the acceptor thinks of it. */
@@ -417,7 +465,7 @@ static void take_verdict(dss_call_t *call) {
         if (call->unix_socket)
             offer(call);
         else
-            promote(call, NULL, true);
+            promote(call, NULL, true, -1);
         return;
     case DSS_VERDICT_DUPLICATE: /* its own call is on the way; should it never come, we call again */
         end_call(call);
@@ -435,8 +483,10 @@ static bool take_message(dss_call_t *call, const uint8_t *message) {
     uint8_t answer[DSS_HANDSHAKE_MESSAGE_BYTES];
     bool has_answer = false;
     dss_error_t error;
-    if (call->stage == DSS_CALL_OFFER) {
-        take_offer(call, message);
+    if (call->stage == DSS_CALL_OFFER)
+        return take_offer(call, message);
+    if (call->stage == DSS_CALL_BELL) {
+        take_bell(call, message);
         return false;
     }
     if (call->stage == DSS_CALL_ANSWER) {
@@ -547,7 +597,7 @@ void dss_connect_close(dss_engine_t *engine) {
     for (int i = 0; i < 2; i++)
         if (engine->listeners[i].fd >= 0) {
             dss_watch_set(engine, &engine->listeners[i], 0);
-            close(engine->listeners[i].fd);
+            dss_descriptor_close(engine->listeners[i].fd);
             engine->listeners[i].fd = -1;
         }
 }

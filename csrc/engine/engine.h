@@ -236,9 +236,10 @@ struct dss_call {
     dss_stream_t *stream;
     bool unix_socket;
     bool connected; /* dialed TCP: connect() is through */
-    enum { DSS_CALL_HANDSHAKE, DSS_CALL_OFFER, DSS_CALL_ANSWER } stage;
+    enum { DSS_CALL_HANDSHAKE, DSS_CALL_OFFER, DSS_CALL_BELL, DSS_CALL_ANSWER } stage;
     dss_handshake_t handshake;
-    void *shared; /* dialed: the rings on offer; dss_shared_t, owned */
+    void *shared;  /* the rings, until the peer has them too; dss_shared_t, owned */
+    char *problem; /* why there are none; owned */
     bool said_anything;
     uint64_t deadline_ns;
     dss_watch_t watch;
@@ -287,6 +288,7 @@ void dss_channel_release(dss_engine_t *engine);
 struct dss_engine {
     dss_identity_t identity;
     dss_transport_t transport;
+    unsigned generation; /* of the process that made it; its forked children may do nothing with it */
     dss_fabric_t fabric; /* of tests; dial NULL: sockets */
     uint32_t *hosts;     /* the lowest rank on each rank's host; owned */
     dss_peer_t *peers;   /* by rank; the own one is unused; owned */

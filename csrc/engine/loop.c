@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "descriptors.h"
+
 #define EVENT_COUNT 64
 #define SPIN_NS ((uint64_t)4 * 1000u)           /* a look or two before the trip through the kernel */
 #define PARK_NS ((uint64_t)10 * 1000000u)       /* the thread looks whether the driver has gone */
@@ -336,8 +338,10 @@ static dss_status_t make_thread(dss_engine_t *engine, dss_error_t *error_p) {
 }
 
 static dss_status_t make_epoll(dss_engine_t *engine, dss_error_t *error_p) {
-    engine->epoll = epoll_create1(EPOLL_CLOEXEC);
-    engine->wake.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    dss_descriptor_begin();
+    engine->epoll = dss_descriptor_end(epoll_create1(EPOLL_CLOEXEC));
+    dss_descriptor_begin();
+    engine->wake.fd = dss_descriptor_end(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     if (engine->epoll < 0 || engine->wake.fd < 0)
         return dss_fail(error_p, DSS_ERR_SYSTEM, "epoll, eventfd: %s", strerror(errno));
     dss_watch_set(engine, &engine->wake, EPOLLIN);
@@ -434,6 +438,7 @@ static dss_engine_t *make_engine(const dss_engine_params_t *params) {
     engine->transport = params->transport;
     engine->log = params->log;
     engine->log_argument = params->log_argument;
+    engine->generation = dss_descriptor_generation();
     engine->epoll = -1;
     engine->wake = (dss_watch_t){.kind = DSS_WATCH_WAKE, .fd = -1};
     for (int i = 0; i < 2; i++)
@@ -519,8 +524,8 @@ static void say_goodbye(dss_engine_t *engine) {
 }
 
 void dss_engine_destroy(dss_engine_t *engine) {
-    if (!engine)
-        return;
+    if (!engine || engine->generation != dss_descriptor_generation())
+        return; /* a forked child's copy: its thread and its connections are the parent's */
     dss_engine_lock(engine);
     engine->stopping = true;
     pthread_cond_signal(&engine->park);
@@ -543,9 +548,9 @@ void dss_engine_destroy(dss_engine_t *engine) {
     empty_trash(engine);
     dss_channel_release(engine);
     if (engine->epoll >= 0)
-        close(engine->epoll);
+        dss_descriptor_close(engine->epoll);
     if (engine->wake.fd >= 0)
-        close(engine->wake.fd);
+        dss_descriptor_close(engine->wake.fd);
     pthread_mutex_destroy(&engine->lock);
     pthread_cond_destroy(&engine->changed);
     pthread_cond_destroy(&engine->park);
@@ -557,6 +562,8 @@ void dss_engine_destroy(dss_engine_t *engine) {
 }
 
 void dss_engine_abort(dss_engine_t *engine, const char *reason) {
+    if (engine->generation != dss_descriptor_generation())
+        return;
     dss_engine_lock(engine);
     if (!engine->aborted)
         engine->aborted = dss_text_copy(reason);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "descriptors.h"
 #include "hash.h"
 
 uint32_t dss_key_bucket(const dss_key_t *key) {
@@ -51,6 +52,9 @@ static dss_status_t check_members(const dss_engine_t *engine, const dss_operatio
 
 static dss_status_t check_params(const dss_engine_t *engine, const dss_operation_params_t *params, dss_error_t *error_p) {
     const bool moves_values = params->kind != DSS_OPERATION_BARRIER;
+    if (engine->generation != dss_descriptor_generation())
+        return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "a forked child of rank %u has no part in its process group",
+                        engine->identity.rank);
     if (params->params_bytes != sizeof *params || !params->done)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "params: %zu bytes, expected %zu, and a callback", params->params_bytes,
                         sizeof *params);

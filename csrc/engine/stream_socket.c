@@ -11,6 +11,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "descriptors.h"
+
 #define BUFFER_BYTES ((size_t)256 << 10)
 #define MAX_LIST_COUNT 1024 /* the kernel's limit */
 #define MAX_DRAINS 4096     /* a peer that never stops sending must not hold up a close */
@@ -162,7 +164,7 @@ static void socket_close(dss_stream_t *base) {
     (void)shutdown(base->fd, SHUT_WR);
     for (int i = 0; i < MAX_DRAINS && recv(base->fd, unread, sizeof unread, MSG_DONTWAIT) > 0; i++)
         continue;
-    (void)close(base->fd);
+    dss_descriptor_close(base->fd);
     if (stream->passed_fd >= 0)
         (void)close(stream->passed_fd);
     free(stream->buffer);
