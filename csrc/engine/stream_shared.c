@@ -33,6 +33,7 @@ typedef struct shared_stream {
     dss_stream_t base;
     dss_shared_t *shared;   /* owned */
     dss_stream_t *doorbell; /* owned */
+    int bell;               /* the peer's eventfd, owned; -1: the doorbell is rung */
     size_t ring_bytes;
     size_t window_bytes; /* most that a peek gives: its room goes back to the writer before the rest is reduced */
     const uint8_t *incoming;
@@ -199,6 +200,11 @@ static void shared_publish(shared_stream_t *stream) {
 
 static void shared_ring(shared_stream_t *stream) {
     const struct iovec ring = {"", 1};
+    const uint64_t one = 1;
+    if (stream->bell >= 0) {
+        (void)!write(stream->bell, &one, sizeof one);
+        return;
+    }
     const ssize_t sent = stream->doorbell->ops->write(stream->doorbell, &ring, 1); /* no room: rings enough are under way */
     if (sent < 0)
         stream->lost = (int)sent;
@@ -318,6 +324,8 @@ static bool shared_peer_waits(dss_stream_t *base) {
 static void shared_close(dss_stream_t *base) {
     shared_stream_t *stream = shared_of(base);
     stream->doorbell->ops->close(stream->doorbell);
+    if (stream->bell >= 0)
+        (void)close(stream->bell);
     dss_shared_destroy(stream->shared);
     free(stream);
 }
@@ -337,6 +345,7 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
     stream->base.fd = doorbell->fd;
     stream->shared = shared;
     stream->doorbell = doorbell;
+    stream->bell = -1;
     stream->ring_bytes = shared->ring_bytes;
     stream->room = shared->ring_bytes;
     stream->window_bytes = shared->ring_bytes / 4 > DSS_STREAM_MAX_WANTED ? shared->ring_bytes / 4 : DSS_STREAM_MAX_WANTED;
@@ -349,4 +358,8 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
     stream->incoming_head = &shared->control->rings[peer].head;
     stream->peer_wants = &shared->control->sides[peer].wants;
     return &stream->base;
+}
+
+void dss_stream_shared_set_bell(dss_stream_t *base, int bell) {
+    shared_of(base)->bell = bell;
 }

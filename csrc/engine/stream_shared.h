@@ -57,4 +57,9 @@ void dss_shared_destroy(dss_shared_t *shared); /* NULL is allowed */
  * often than for each piece, and never so late that a peek of DSS_STREAM_MAX_WANTED bytes could wait for a writer that sleeps. */
 dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_stream_t *doorbell, dss_error_t *error_p);
 
+/* An eventfd that wakes the peer is rung from now on; the stream's from then on. Preferred to the socket: a write to a socket tells
+ * the scheduler that the writer is about to sleep, and it moves the woken peer to the writer's processor, where the two then take
+ * turns. */
+void dss_stream_shared_set_bell(dss_stream_t *stream, int bell);
+
 #endif
