@@ -207,6 +207,7 @@ bool dss_peer_progress(dss_peer_t *peer);
 bool dss_peer_unstall(dss_peer_t *peer);
 /* Puts a control frame into the queue. */
 void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payload);
+void dss_peer_say_goodbye(dss_peer_t *peer);
 void dss_peer_queue(dss_member_t *member);  /* the member may have something to send */
 void dss_peer_forget(dss_member_t *member); /* its operation is over */
 /* What the peer has posted under the key before us, taken off its list; NULL if it has not. */

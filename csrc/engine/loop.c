@@ -507,11 +507,10 @@ static void fail_all(dss_engine_t *engine, dss_status_t status, const char *reas
 
 /* What is in the queues leaves first: a peer may need it to finish. */
 static void say_goodbye(dss_engine_t *engine) {
-    const dss_frame_t goodbye = {.type = DSS_FRAME_GOODBYE};
     const uint64_t until_ns = dss_now_ns() + FAREWELL_NS;
     for (uint32_t i = 0; i < engine->identity.world_size; i++)
         if (engine->peers[i].state == DSS_PEER_READY)
-            dss_peer_say(&engine->peers[i], &goodbye, NULL);
+            dss_peer_say_goodbye(&engine->peers[i]);
     bool left = true;
     while (left && dss_now_ns() < until_ns) {
         (void)dss_engine_pass(engine);
@@ -568,10 +567,9 @@ void dss_engine_abort(dss_engine_t *engine, const char *reason) {
     if (!engine->aborted)
         engine->aborted = dss_text_copy(reason);
     fail_all(engine, DSS_ERR_SHUT_DOWN, reason);
-    const dss_frame_t goodbye = {.type = DSS_FRAME_GOODBYE};
     for (uint32_t i = 0; i < engine->identity.world_size; i++)
         if (engine->peers[i].state == DSS_PEER_READY)
-            dss_peer_say(&engine->peers[i], &goodbye, NULL);
+            dss_peer_say_goodbye(&engine->peers[i]);
     (void)dss_engine_pass(engine);
     dss_engine_wake(engine);
     dss_engine_unlock(engine);

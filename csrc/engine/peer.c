@@ -63,6 +63,8 @@ void dss_peer_ready(dss_peer_t *peer, dss_stream_t *stream) {
     peer->watch = (dss_watch_t){.kind = DSS_WATCH_PEER, .fd = stream->fd, .owner = peer};
     dss_watch_set(engine, &peer->watch, EPOLLIN);
     engine->ready[engine->ready_count++] = peer->rank;
+    if (engine->aborted) /* meanwhile: it has to hear of that */
+        dss_peer_say_goodbye(peer);
 }
 
 static void leave_ready(dss_peer_t *peer) {
@@ -84,8 +86,9 @@ static void close_stream(dss_peer_t *peer) {
     leave_ready(peer);
 }
 
+/* What is received and not reduced yet needs the peer no more. */
 static bool is_finished(const dss_member_t *member) {
-    return member->opened && member->applied == member->receive_goal[DSS_PHASE_REDUCE] &&
+    return member->opened && member->received[DSS_PHASE_REDUCE] == member->receive_goal[DSS_PHASE_REDUCE] &&
            member->received[DSS_PHASE_GATHER] == member->receive_goal[DSS_PHASE_GATHER] &&
            member->sent[DSS_PHASE_REDUCE] == member->send_goal[DSS_PHASE_REDUCE] &&
            member->sent[DSS_PHASE_GATHER] == member->send_goal[DSS_PHASE_GATHER];
@@ -197,6 +200,11 @@ void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payloa
         peer->control.end = before < peer->control.end ? before : peer->control.end;
         dss_peer_lose(peer, "cannot be told anything: out of memory");
     }
+}
+
+void dss_peer_say_goodbye(dss_peer_t *peer) {
+    const dss_frame_t goodbye = {.type = DSS_FRAME_GOODBYE};
+    dss_peer_say(peer, &goodbye, NULL);
 }
 
 static bool in_output_frame(const dss_peer_t *peer) {
