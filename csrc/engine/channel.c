@@ -98,9 +98,11 @@ void dss_channel_fail(dss_engine_t *engine, uint64_t id, dss_status_t status, co
     if (channel && channel->told && from)
         channel->told[from->rank] = 1;
     (void)fail_operations(engine, id, status, text);
-    for (uint32_t i = 0; channel && i < engine->identity.world_size; i++)
+    for (uint32_t i = 0; channel && i < engine->identity.world_size; i++) {
+        dss_peer_drop_ahead(&engine->peers[i], id);
         if (engine->peers[i].state == DSS_PEER_READY)
             dss_channel_tell(channel, &engine->peers[i]);
+    }
 }
 
 void dss_engine_close_channel(dss_engine_t *engine, uint64_t id, const char *reason) {

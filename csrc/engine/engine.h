@@ -118,8 +118,8 @@ size_t dss_operation_gather(const dss_member_t *member, dss_phase_t phase, uint6
 size_t dss_operation_take(dss_member_t *member, dss_phase_t phase, const uint8_t *bytes, size_t bytes_count);
 /* Keeps values of phase REDUCE for later. False when memory is out. */
 bool dss_operation_stage(dss_member_t *member, const uint8_t *bytes, size_t bytes_count);
-/* Uses what is staged and can be used by now. */
-void dss_operation_unstage(dss_operation_t *operation);
+/* Uses what is staged and can be used by now; whether there was any. */
+bool dss_operation_unstage(dss_operation_t *operation);
 /* After anything was sent or received: completes the operation if that was the last. */
 void dss_operation_check(dss_operation_t *operation);
 /* "all_reduce sum of 1000 x float32 over 4 ranks"; for errors. */
@@ -193,7 +193,8 @@ struct dss_peer {
     size_t header_left;    /* of the data frame on its way */
     size_t payload_left;   /* the same */
     size_t padding_left;   /* the same */
-    dss_member_t *writing; /* whose payload; NULL: zeros, its operation has failed meanwhile */
+    dss_member_t *writing; /* whose payload; NULL: its operation has failed meanwhile, the payload's rest is in `rest` */
+    dss_bytes_t rest;
     dss_phase_t writing_phase;
     bool blocked; /* there is something to write and no room */
 };
@@ -214,6 +215,8 @@ void dss_peer_forget(dss_member_t *member); /* its operation is over */
 dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key);
 /* The operation's member meets the peer's OPEN. */
 void dss_member_open(dss_member_t *member, const dss_signature_t *theirs);
+/* The channel has failed: what the peer has sent ahead on it is of no use, and no longer counts. */
+void dss_peer_drop_ahead(dss_peer_t *peer, uint64_t channel);
 void dss_ahead_destroy(dss_ahead_t *ahead);
 void dss_peer_release(dss_peer_t *peer); /* frees what it holds */
 /* "rank 3 (10.0.0.1:4321)" */

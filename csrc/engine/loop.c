@@ -185,7 +185,7 @@ bool dss_engine_pass(dss_engine_t *engine) {
         for (dss_operation_t *operation = engine->operations; operation;) {
             dss_operation_t *next = operation->next;
             if (operation->staged) {
-                dss_operation_unstage(operation);
+                moved = dss_operation_unstage(operation) || moved;
                 engine->any_staged = engine->any_staged || operation->staged;
                 dss_operation_check(operation);
             }

@@ -254,19 +254,23 @@ bool dss_operation_stage(dss_member_t *member, const uint8_t *bytes, size_t byte
     return true;
 }
 
-void dss_operation_unstage(dss_operation_t *operation) {
+bool dss_operation_unstage(dss_operation_t *operation) {
+    bool used = false;
     operation->staged = false;
     for (uint32_t i = 0; i < operation->member_count; i++) {
         dss_member_t *member = &operation->members[i];
         dss_bytes_t *staged = &member->staged;
         if (staged->begin == staged->end)
             continue;
-        staged->begin += apply(member, staged->bytes + staged->begin, staged->end - staged->begin);
+        const size_t bytes = apply(member, staged->bytes + staged->begin, staged->end - staged->begin);
+        used = used || bytes > 0;
+        staged->begin += bytes;
         if (staged->begin == staged->end)
             dss_bytes_release(staged);
         else
             operation->staged = true;
     }
+    return used;
 }
 
 void dss_operation_check(dss_operation_t *operation) {

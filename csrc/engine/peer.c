@@ -16,7 +16,7 @@
 
 #define LIST_COUNT 24 /* pieces in one write */
 
-static const uint8_t zeros[4096];
+static const uint8_t zeros[DSS_FRAME_ALIGNMENT];
 
 /* ---- bytes -------------------------------------------------------------------------------------------------------------- */
 
@@ -129,6 +129,7 @@ void dss_ahead_destroy(dss_ahead_t *ahead) {
 void dss_peer_release(dss_peer_t *peer) {
     close_stream(peer);
     dss_bytes_release(&peer->control);
+    dss_bytes_release(&peer->rest);
     while (peer->ahead) {
         dss_ahead_t *next = peer->ahead->next;
         dss_ahead_destroy(peer->ahead);
@@ -162,6 +163,22 @@ static void unqueue(dss_member_t *member) {
     member->queued = false;
 }
 
+/* A frame that was begun is finished with its own values: its reader may need no more than these to complete. */
+static void keep_rest(dss_peer_t *peer) {
+    struct iovec list[LIST_COUNT];
+    const dss_member_t *member = peer->writing;
+    uint64_t at = member->sent[peer->writing_phase];
+    for (size_t left = peer->payload_left; left > 0;) {
+        int count = 0;
+        const size_t bytes = dss_operation_gather(member, peer->writing_phase, at, left, list, LIST_COUNT, &count);
+        for (int i = 0; i < count; i++)
+            if (!dss_bytes_append(&peer->rest, list[i].iov_base, list[i].iov_len))
+                return; /* write_out() notices */
+        at += bytes;
+        left -= bytes;
+    }
+}
+
 void dss_peer_forget(dss_member_t *member) {
     dss_peer_t *peer = member->peer;
     if (!peer || !member->previous_of_peer_p)
@@ -170,8 +187,11 @@ void dss_peer_forget(dss_member_t *member) {
         unqueue(member);
     if (peer->reading == member)
         peer->reading = NULL;
-    if (peer->writing == member)
+    if (peer->writing == member) {
+        if (peer->state == DSS_PEER_READY)
+            keep_rest(peer);
         peer->writing = NULL;
+    }
     if (member->eager)
         peer->eager_sent -= (size_t)member->send_goal[DSS_PHASE_REDUCE];
     *member->previous_of_peer_p = member->next_of_peer;
@@ -235,16 +255,6 @@ static void begin_frame(dss_peer_t *peer) {
     }
 }
 
-static size_t list_zeros(size_t bytes, struct iovec *list, int most, int *count_p) {
-    size_t listed = 0;
-    for (*count_p = 0; listed < bytes && *count_p < most; (*count_p)++) {
-        const size_t piece = bytes - listed < sizeof zeros ? bytes - listed : sizeof zeros;
-        list[*count_p] = (struct iovec){.iov_base = (void *)(uintptr_t)zeros, .iov_len = piece};
-        listed += piece;
-    }
-    return listed;
-}
-
 /* Control frames may go only between data frames. */
 static size_t control_now(const dss_peer_t *peer) {
     const bool between = peer->header_left == DSS_FRAME_BYTES || !in_output_frame(peer);
@@ -264,8 +274,10 @@ static int list_output(dss_peer_t *peer, struct iovec *list, size_t *bytes_p) {
     if (peer->payload_left > 0 && peer->writing)
         payload = dss_operation_gather(peer->writing, peer->writing_phase, peer->writing->sent[peer->writing_phase],
                                        peer->payload_left, list + count, LIST_COUNT - count, &pieces);
-    else if (peer->payload_left > 0)
-        payload = list_zeros(peer->payload_left, list + count, LIST_COUNT - count, &pieces);
+    else if (peer->payload_left > 0) {
+        payload = peer->payload_left;
+        list[count + pieces++] = (struct iovec){.iov_base = peer->rest.bytes + peer->rest.begin, .iov_len = payload};
+    }
     count += pieces;
     size_t padding = 0;
     if (payload == peer->payload_left && peer->padding_left > 0 && count < LIST_COUNT) {
@@ -290,12 +302,15 @@ static void written(dss_peer_t *peer, size_t bytes) {
     peer->payload_left -= payload;
     if (peer->writing)
         peer->writing->sent[peer->writing_phase] += payload;
+    else if (payload > 0)
+        peer->rest.begin += payload;
     peer->padding_left -= bytes - payload;
 }
 
 static void end_frame(dss_peer_t *peer) {
     dss_member_t *member = peer->writing;
     peer->writing = NULL;
+    dss_bytes_release(&peer->rest);
     if (!member)
         return;
     dss_peer_queue(member);
@@ -305,6 +320,10 @@ static void end_frame(dss_peer_t *peer) {
 static bool write_out(dss_peer_t *peer) {
     bool moved = false;
     peer->blocked = false;
+    if (!peer->writing && peer->rest.end - peer->rest.begin < peer->payload_left) {
+        dss_peer_lose(peer, "cannot be sent the rest of a frame: out of memory");
+        return true;
+    }
     for (size_t budget = DSS_PASS_BYTES; budget > 0;) {
         if (!in_output_frame(peer))
             begin_frame(peer);
@@ -345,6 +364,22 @@ dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key) {
         }
     }
     return NULL;
+}
+
+void dss_peer_drop_ahead(dss_peer_t *peer, uint64_t channel) {
+    for (dss_ahead_t **at = &peer->ahead; *at;) {
+        dss_ahead_t *ahead = *at;
+        if (ahead->key.channel != channel) {
+            at = &ahead->next;
+            continue;
+        }
+        *at = ahead->next;
+        peer->ahead_count--;
+        peer->ahead_bytes -= ahead->eager.end;
+        if (peer->keeping == ahead)
+            peer->keeping = NULL;
+        dss_ahead_destroy(ahead);
+    }
 }
 
 static dss_ahead_t *find_ahead(const dss_peer_t *peer, const dss_key_t *key) {
@@ -464,7 +499,7 @@ static bool begin_data(dss_peer_t *peer) {
         if (member->opened && frame->offset == member->received[frame->phase] && frame->payload_bytes <= left &&
             frame->payload_bytes % dss_dtype_bytes(member->operation->dtype) == 0)
             return true;
-    } else if (dss_channel_failed(peer->engine, frame->key.channel)) {
+    } else if (dss_channel_failed(peer->engine, frame->key.channel) || peer->engine->stopping || peer->engine->aborted) {
         return true;
     } else {
         dss_ahead_t *ahead = find_ahead(peer, &frame->key);

@@ -218,7 +218,7 @@ static void begin(dss_operation_t *operation) {
             (void)dss_peer_progress(peer);
     }
     if (!operation->completed && operation->staged)
-        dss_operation_unstage(operation);
+        (void)dss_operation_unstage(operation);
     dss_operation_check(operation);
 }
 
