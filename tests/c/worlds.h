@@ -77,11 +77,17 @@ typedef struct world_call {
     char text[1800];
 } world_call_t;
 
+static pthread_mutex_t world_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t world_changed = PTHREAD_COND_INITIALIZER; /* some call is done */
+
 static inline void world_done(void *argument, dss_status_t status, const char *text) {
     world_call_t *call = argument;
+    pthread_mutex_lock(&world_lock);
     call->status = status;
     snprintf(call->text, sizeof call->text, "%s", text ? text : "");
     atomic_fetch_add(&call->done_count, 1);
+    pthread_cond_broadcast(&world_changed);
+    pthread_mutex_unlock(&world_lock);
 }
 
 static const uint32_t world_everyone[WORLD_RANKS_MOST] = {0, 1, 2, 3, 4, 5};
@@ -122,6 +128,15 @@ static inline dss_status_t world_wait(world_call_t *call) {
     }
     CHECK_EQUAL(atomic_load(&call->done_count), 1);
     return call->status;
+}
+
+/* The same without driving: until the engine's own thread has called back. */
+static inline dss_status_t world_await(world_call_t *call) {
+    pthread_mutex_lock(&world_lock);
+    while (atomic_load(&call->done_count) == 0)
+        pthread_cond_wait(&world_changed, &world_lock);
+    pthread_mutex_unlock(&world_lock);
+    return world_wait(call);
 }
 
 #endif
