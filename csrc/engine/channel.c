@@ -74,16 +74,33 @@ static dss_channel_t *add_channel(dss_engine_t *engine, uint64_t id, const char 
     return channel;
 }
 
+static void describe_failure(const dss_operation_t *operation, const char *phase, const char *cause, char *text, size_t capacity) {
+    char call[128];
+    dss_signature_describe(&operation->signature, call, sizeof call);
+    (void)snprintf(text, capacity, "%s (%s) failed on rank %u of %u, phase %s: %s", operation->what, call,
+                   operation->engine->identity.rank, operation->engine->identity.world_size, phase, cause);
+}
+
+static bool has_started(const dss_operation_t *operation) {
+    for (uint32_t i = 0; i < operation->member_count; i++)
+        if (operation->members[i].opened)
+            return true;
+    return false;
+}
+
+void dss_operation_cancel(dss_operation_t *operation, dss_status_t status, const char *cause) {
+    char text[TEXT_BYTES + 400];
+    describe_failure(operation, has_started(operation) ? "transfer" : "start", cause, text, sizeof text);
+    dss_operation_complete(operation, status, text);
+}
+
 /* Whether there were any. */
 static bool fail_operations(dss_engine_t *engine, uint64_t channel, dss_status_t status, const char *text) {
     bool any = false;
     for (dss_operation_t *operation = engine->operations; operation;) {
         dss_operation_t *next = operation->next;
         if (operation->key.channel == channel) {
-            char failure[TEXT_BYTES + 200];
-            (void)snprintf(failure, sizeof failure, "%s failed on rank %u of %u: %s", operation->what, engine->identity.rank,
-                           engine->identity.world_size, text);
-            dss_operation_complete(operation, status, failure);
+            dss_operation_cancel(operation, status, text);
             any = true;
         }
         operation = next;
@@ -130,14 +147,11 @@ void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const c
     dss_engine_t *engine = operation->engine;
     const uint32_t rank = engine->identity.rank;
     const uint64_t channel = operation->key.channel;
-    char call[128];
     char text[TEXT_BYTES];
     char told[TEXT_BYTES + 40];
     if (operation->completed)
         return;
-    dss_signature_describe(&operation->signature, call, sizeof call);
-    (void)snprintf(text, sizeof text, "%s (%s) failed on rank %u of %u, phase %s: %s", operation->what, call, rank,
-                   engine->identity.world_size, phase, cause);
+    describe_failure(operation, phase, cause, text, sizeof text);
     dss_operation_complete(operation, status, text);
     (void)snprintf(told, sizeof told, "rank %u gave up: %s", rank, text);
     dss_channel_fail(engine, channel, DSS_ERR_FAILED, told, NULL);
@@ -179,15 +193,13 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
 void dss_operation_time_out(dss_operation_t *operation) {
     char missing[800] = "";
     char cause[900];
-    bool started = false;
     for (uint32_t i = 0; i < operation->member_count && strlen(missing) < 500; i++) {
         if (i == operation->own_index)
             continue;
         describe_member(&operation->members[i], missing, sizeof missing);
-        started = started || operation->members[i].opened;
     }
     (void)snprintf(cause, sizeof cause, "timed out after %.1f s: %s", (double)operation->timeout_ns / 1e9, missing);
-    dss_operation_fail(operation, DSS_ERR_TIMED_OUT, started ? "transfer" : "start", cause);
+    dss_operation_fail(operation, DSS_ERR_TIMED_OUT, has_started(operation) ? "transfer" : "start", cause);
 }
 
 void dss_channel_release(dss_engine_t *engine) {

@@ -281,6 +281,8 @@ void dss_channel_tell(dss_channel_t *channel, dss_peer_t *peer);
 /* One operation fails, and with it its channel. `cause` is a sentence without the operation's name. */
 void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const char *phase, const char *cause);
 void dss_operation_time_out(dss_operation_t *operation);
+/* One operation alone fails, wherever it stands. */
+void dss_operation_cancel(dss_operation_t *operation, dss_status_t status, const char *cause);
 /* It is over: leaves the lists, its callback becomes due. */
 void dss_operation_complete(dss_operation_t *operation, dss_status_t status, const char *text);
 void dss_channel_release(dss_engine_t *engine);

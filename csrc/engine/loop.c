@@ -496,13 +496,8 @@ dss_status_t dss_engine_create(const dss_engine_params_t *params, dss_engine_t *
 }
 
 static void fail_all(dss_engine_t *engine, dss_status_t status, const char *reason) {
-    while (engine->operations) {
-        const dss_operation_t *operation = engine->operations;
-        char text[800];
-        (void)snprintf(text, sizeof text, "%s failed on rank %u of %u: %s", operation->what, engine->identity.rank,
-                       engine->identity.world_size, reason);
-        dss_operation_complete(engine->operations, status, text);
-    }
+    while (engine->operations)
+        dss_operation_cancel(engine->operations, status, reason);
 }
 
 /* What is in the queues leaves first: a peer may need it to finish. */
