@@ -1,4 +1,4 @@
-"""Sees that no test leaves a process or a shared-memory file behind."""
+"""Sees that no test leaves a process or a shared-memory file behind; runs tests once for each engine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ import torch
 # A test says which options it means; what the developer's shell holds must not decide.
 for _name in [name for name in os.environ if name.startswith("DSSYNC_")]:
     del os.environ[_name]
+
+
+@pytest.fixture(params=["native", "gloo"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs once for each engine: its ranks, and the Options that it makes, take this one unless they say otherwise."""
+    name: str = request.param
+    monkeypatch.setenv("DSSYNC_ENGINE", name)
+    return name
 
 
 def _children(pid: int) -> set[int]:

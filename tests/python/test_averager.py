@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,6 +17,9 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 
 from dssync_pg import _C
+from dssync_pg._native import make_engine
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 EVERYONE = _C.EXACT_ROUND
 PAIRS = [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
@@ -24,9 +30,24 @@ def make_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> dist.Ba
     return dist.ProcessGroupGloo(store, rank, size, timeout)
 
 
-def make_averager(rank: int, plan: _C.Plan, name: str = "test", seconds: float = 60.0, **named: int) -> _C.Averager:
-    """An averager with a connection to the store of its own."""
-    return _C.GlooAverager(name, rank_store(), rank, plan, make_gloo, timedelta(seconds=seconds), **named)
+@functools.cache
+def engine_of(rank: int, size: int) -> _C.Engine:
+    """The one engine of this rank, as a process group has it."""
+    engine = make_engine(rank_store(), rank, size, timedelta(seconds=60), "test", "auto")
+    assert isinstance(engine, _C.Engine), engine
+    return engine
+
+
+def is_native() -> bool:
+    return os.environ["DSSYNC_ENGINE"] == "native"
+
+
+def make_averager(rank: int, plan: _C.Plan, name: str = "test", seconds: float = 60.0, **of_gloo: int) -> _C.Averager:
+    """An averager on the engine that the test is run for."""
+    timeout = timedelta(seconds=seconds)
+    if is_native():
+        return _C.NativeAverager(name, engine_of(rank, plan.world_size), plan, timeout)
+    return _C.GlooAverager(name, rank_store(), rank, plan, make_gloo, timeout, **of_gloo)
 
 
 def error_of(work: dist.Work) -> str:
@@ -199,11 +220,11 @@ def many_rounds(rank, size, max_groups):
     return max(cached), formed
 
 
-def test_the_group_cache_is_bounded_and_forgets_alike_on_all_ranks():
+def test_the_group_cache_is_bounded_and_forgets_alike_on_all_ranks(engine):
     for cached, formed in run_ranks(4, many_rounds, 2, init=False):
-        assert cached <= 2 and formed > 6
+        assert (cached, formed) == (0, 0) if engine == "native" else cached <= 2 and formed > 6
     for cached, formed in run_ranks(4, many_rounds, 16, init=False):
-        assert cached == formed <= 6
+        assert cached == formed <= (0 if engine == "native" else 6)
 
 
 def figures(rank, size):
@@ -216,12 +237,12 @@ def figures(rank, size):
     return stats
 
 
-def test_stats():
+def test_stats(engine):
     for stats in run_ranks(4, figures, init=False):
-        pairs, everyone = 2 * (1 / 2) * 4000, 2 * (3 / 4) * 40  # half types travel as float32
+        pairs, everyone = 2 * (1 / 2) * 4000, 2 * (3 / 4) * (20 if engine == "native" else 40)  # over Gloo, half types are widened
         assert stats["launches"] == 3 and stats["last_step"] == 2 and stats["error"] is None
         assert stats["bytes_sent"] == 3 * (pairs + everyone)
-        assert stats["groups_formed"] == stats["groups_cached"] == 2
+        assert stats["groups_formed"] == stats["groups_cached"] == (0 if engine == "native" else 2)
         assert 0 < stats["seconds_waiting"] < 60
 
 
@@ -232,6 +253,8 @@ def slip(rank, size, kind):
     plan = _C.Plan.create("auto", size)
     averager = make_averager(rank, plan)
     averager.launch(16, 0, [(0, [torch.ones(4)])], "step 16 of sync 0").wait()
+    if is_native() and kind == "step":
+        averager.set_timeout(timedelta(seconds=2))
     odd = rank == 1
     step, count, dtype, layout = 17, 1024, torch.float32, 7
     if odd:
@@ -247,6 +270,9 @@ def slip(rank, size, kind):
     return text, untouched, str(again.value) == text, averager.stats()["error"] == text
 
 
+FIRST_FAILURE = " The first failure of this group was: "
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -256,10 +282,32 @@ def slip(rank, size, kind):
         ("layout", ["rank 0 averages step 17, 1024 x float32 in 1 tensor, layout", "rank 1 averages step 17, 1024 x float32"]),
     ],
 )
-def test_a_slip_is_an_error_on_every_member_and_nothing_is_averaged(kind, said):
+def test_a_slip_is_an_error_on_every_member_and_nothing_is_averaged(engine, kind, said):
+    if engine == "native":
+        check_native_slip(kind)
+        return
     for rank, (text, untouched, sticks, told) in enumerate(run_ranks(2, slip, kind, init=False, timeout=50)):
         assert f"failed on rank {rank} of 2, phase header of the group [0, 1] of round 0" in text
         assert all(part in text for part in said) and "Nothing was averaged" in text
+        assert untouched and sticks and told
+
+
+def check_native_slip(kind):
+    """Steps are keys there: nobody else has them, and that is a time-out."""
+    calls = {"size": ("1024 x float32", "512 x float32"), "dtype": ("1024 x float32", "1024 x bfloat16")}
+    for rank, (text, untouched, sticks, told) in enumerate(run_ranks(2, slip, kind, init=False, timeout=50)):
+        own, *first = text.split(FIRST_FAILURE)
+        for at, part in [(rank, own), *((1 - rank, part) for part in first)]:
+            step = 17 + (at if kind == "step" else 0)
+            theirs, mine = (f"average of {call}" for call in calls.get(kind, ("1024 x float32",) * 2)[:: 1 if at else -1])
+            assert f"dssync: step {step} of sync 0 ({mine} over 2 ranks) failed on rank {at} of 2, phase start: " in part
+            if kind == "step":
+                assert f"timed out after 2.0 s: rank {1 - at} (" in part or f"rank {1 - at} gave up: " in part
+                assert "has not launched step 1" in part and "(but another one that this rank has not)" in part
+                continue
+            assert f"rank {at} has {mine} over 2 ranks, rank {1 - at} has {theirs} over 2 ranks" in part
+            assert "Nothing may be used of it" in part
+            assert ("(the sizes of the tensors or their names differ)" in part) == (kind == "layout")
         assert untouched and sticks and told
 
 
@@ -274,14 +322,15 @@ def slip_elsewhere(rank, size):
     return texts
 
 
-def test_a_failure_reaches_those_who_wait_for_the_failed_at_once():
-    """Ranks 0 and 1 fail in step 0; ranks 2 and 3 learn it from the store, long before the time-out."""
+def test_a_failure_reaches_those_who_wait_for_the_failed_at_once(engine):
+    """Ranks 0 and 1 fail in step 0; ranks 2 and 3 learn it from the store, or from them, long before the time-out."""
+    cause = "the ranks did not call the same thing" if engine == "native" else "do not average the same thing"
     results = run_ranks(4, slip_elsewhere, init=False, timeout=50)
     for texts in results[:2]:
-        assert "do not average the same thing" in texts[0] and texts[1] == texts[0]
+        assert cause in texts[0] and texts[1] == texts[0]
     for texts in results[2:]:
         first = next(text for text in texts if text)  # in step 0 where this rank was slow
-        assert "failed on rank" in first and "gave up" in first and "do not average the same thing" in first
+        assert "failed on rank" in first and ", phase " in first and "gave up" in first and cause in first
 
 
 def never_launches(rank, size):
@@ -298,9 +347,24 @@ def never_launches(rank, size):
     return text
 
 
-def test_a_time_out_names_who_has_not_launched():
-    """Rank 3 waits for it to form a group, rank 0 in a header, rank 2 for rank 3. The first to give up tells the others."""
+def test_a_time_out_names_who_has_not_launched(engine):
+    """Rank 3 waits for it to form a group, rank 0 in a header, rank 2 for rank 3. The first to give up tells the others.
+
+    On the native engine nobody waits for who waits: rank 2 has what it needs.
+    """
     texts = run_ranks(4, never_launches, init=False)
+    if engine == "native":
+        assert texts[2] == ""
+        for rank in (0, 3):
+            assert (
+                f"dssync: step 17 of sync 0 (average of 4 x float32 over 2 ranks) failed on rank {rank} of 4, phase start: "
+                in texts[rank]
+            )
+            assert re.search(
+                r"timed out after 4\.0 s: rank 1 \(127\.0\.0\.1:\d+, shm\) has not launched step 17 of sync 0", texts[rank]
+            )
+            assert "`timeout=`" in texts[rank]
+        return
     assert "step 17 of sync 0 failed on rank 3 of 4, phase forming the group [1, 3] of round 1: " in texts[3]
     for rank in (0, 2, 3):
         assert f"dssync: step 17 of sync 0 failed on rank {rank} of 4, phase " in texts[rank]
@@ -323,12 +387,16 @@ def killed(rank, size, where):
 
 
 @pytest.mark.parametrize("where", ["before", "during"])
-def test_a_killed_rank_is_an_error_on_all_others(where):
+def test_a_killed_rank_is_an_error_on_all_others(engine, where):
     outcomes = run_ranks(3, killed, where, init=False, check=False)
     assert outcomes[1].exitcode == -9
     for rank in (0, 2):
         text, seconds = outcomes[rank].value
-        assert outcomes[rank].ok and seconds < 40
+        assert outcomes[rank].ok and seconds < (2 if engine == "native" else 40)
+        if engine == "native":
+            assert f"dssync: step 1 (average of 33554432 x float32 over 3 ranks) failed on rank {rank} of 3, phase " in text
+            assert re.search(r"rank 1 \(127\.0\.0\.1:\d+, shm\) is gone: its process has ended", text)
+            continue
         assert f"step 1 failed on rank {rank} of 3" in text and "the group [0, 1, 2] of all ranks" in text
 
 
@@ -344,9 +412,12 @@ def leaves(rank, size):
     return text
 
 
-def test_a_rank_that_left_is_not_waited_for():
+def test_a_rank_that_left_is_not_waited_for(engine):
     text, _ = run_ranks(2, leaves, init=False, timeout=50)
-    assert "phase forming the group [0, 1] of round 0: rank 1 has left" in text
+    if engine == "native":
+        assert "failed on rank 0 of 2, phase start: rank 1: the averager has been shut down" in text
+    else:
+        assert "phase forming the group [0, 1] of round 0: rank 1 has left" in text
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------------
@@ -373,9 +444,15 @@ def shut_down(rank, size, abort):
 
 
 @pytest.mark.parametrize("abort", [False, True])
-def test_shutdown_with_a_launch_pending(abort):
+def test_shutdown_with_a_launch_pending(engine, abort):
     (text, seconds), _ = run_ranks(2, shut_down, abort, init=False, timeout=50)
-    assert text == "dssync: step 1 was not done: the averager has been shut down"
+    if engine == "native":
+        assert text == (
+            "dssync: step 1 (average of 4 x float32 over 2 ranks) failed on rank 0 of 2, phase start: "
+            "rank 0: the averager has been shut down."
+        )
+    else:
+        assert text == "dssync: step 1 was not done: the averager has been shut down"
     assert seconds < 20  # two seconds, and what a busy machine adds; the time-out is 60
 
 
@@ -415,9 +492,11 @@ def wrong(rank, size):
     with pytest.raises(ValueError, match="rank 4 is not in the plan's world of 4"):
         _C.GlooAverager("x", PrefixStore("x", rank_store()), 4, plan, make_gloo, timedelta(seconds=1))
     with pytest.raises(ValueError, match="above 0"):
-        make_averager(0, plan, max_groups=0)
+        _C.GlooAverager("x", PrefixStore("x", rank_store()), 0, plan, make_gloo, timedelta(seconds=1), max_groups=0)
+    with pytest.raises(ValueError, match="a plan for 4 ranks on an engine of 1"):
+        _C.NativeAverager("x", engine_of(0, 1), plan, timedelta(seconds=1))
     return True
 
 
-def test_wrong_arguments():
+def test_wrong_arguments(engine):
     assert run_ranks(1, wrong, init=False) == [True]

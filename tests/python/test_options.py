@@ -27,6 +27,8 @@ DEFAULTS = {
     "all_reduce": "avg",
     "min_bytes": 1024,
     "auto_attach": True,
+    "engine": "auto",
+    "transport": "auto",
 }
 OTHERS = {
     "group_size": ("4", 4),
@@ -38,6 +40,8 @@ OTHERS = {
     "all_reduce": ("exact", "exact"),
     "min_bytes": ("0", 0),
     "auto_attach": ("0", False),
+    "engine": ("gloo", "gloo"),
+    "transport": ("tcp", "tcp"),
 }
 
 
@@ -76,6 +80,10 @@ def test_argument_over_environment_over_default(name, monkeypatch):
         ("min_bytes", -1),
         ("auto_attach", 1),
         ("auto_attach", "yes"),
+        ("engine", "nccl"),
+        ("engine", None),
+        ("transport", "rdma"),
+        ("transport", True),
     ],
 )
 def test_impossible_arguments_are_refused_with_what_is_allowed(name, value):
@@ -95,6 +103,8 @@ def test_impossible_arguments_are_refused_with_what_is_allowed(name, value):
         ("DSSYNC_AUTO_ATTACH", "maybe"),
         ("DSSYNC_PLAN", ""),
         ("DSSYNC_MIN_BYTES", "1k"),
+        ("DSSYNC_ENGINE", "Native"),
+        ("DSSYNC_TRANSPORT", "shared memory"),
     ],
 )
 def test_impossible_variables_are_refused_by_name(variable, text, monkeypatch):
@@ -151,6 +161,8 @@ def test_numpy_integers_become_plain_ones():
             "warmup_steps": st.integers(0, 10**9),
             "average_state": st.sampled_from(["none", "v", "all"]),
             "auto_attach": st.booleans(),
+            "engine": st.sampled_from(["auto", "native", "gloo"]),
+            "transport": st.sampled_from(["auto", "shm", "tcp"]),
         },
     )
 )
@@ -183,10 +195,12 @@ def test_different_options_are_an_error_on_every_rank():
 
 
 def test_different_environments_are_an_error_on_every_rank():
-    env = [{}, {"DSSYNC_ALL_REDUCE": "exact"}]
-    errors = errors_of(run_ranks(2, rank_only, env=env, check=False, timeout=20))
+    env = [{}, {"DSSYNC_ALL_REDUCE": "exact", "DSSYNC_ENGINE": "gloo"}, {"DSSYNC_TRANSPORT": "tcp"}]
+    errors = errors_of(run_ranks(3, rank_only, env=env, check=False, timeout=20))
     assert len(set(errors)) == 1
-    assert 'all_reduce is "avg" on rank 0, "exact" on rank 1' in errors[0]
+    assert 'all_reduce is "avg" on ranks 0, 2, "exact" on rank 1' in errors[0]
+    assert 'engine is "auto" on ranks 0, 2, "gloo" on rank 1' in errors[0]
+    assert 'transport is "auto" on ranks 0, 1, "tcp" on rank 2' in errors[0]
 
 
 @pytest.mark.parametrize("bad_rank", [0, 2])
