@@ -213,6 +213,8 @@ void dss_peer_queue(dss_member_t *member);  /* the member may have something to 
 void dss_peer_forget(dss_member_t *member); /* its operation is over */
 /* What the peer has posted under the key before us, taken off its list; NULL if it has not. */
 dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key);
+/* Sends the OPEN. Once the peer is ready, so that it never hears of what has failed before. */
+void dss_member_announce(dss_member_t *member);
 /* The operation's member meets the peer's OPEN. */
 void dss_member_open(dss_member_t *member, const dss_signature_t *theirs);
 /* The channel has failed: what the peer has sent ahead on it is of no use, and no longer counts. */

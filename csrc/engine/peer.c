@@ -65,6 +65,16 @@ void dss_peer_ready(dss_peer_t *peer, dss_stream_t *stream) {
     engine->ready[engine->ready_count++] = peer->rank;
     if (engine->aborted) /* meanwhile: it has to hear of that */
         dss_peer_say_goodbye(peer);
+    for (dss_member_t *member = peer->operations; member && peer->state == DSS_PEER_READY; member = member->next_of_peer)
+        dss_member_announce(member);
+}
+
+void dss_member_announce(dss_member_t *member) {
+    const dss_operation_t *operation = member->operation;
+    const dss_frame_t frame = {.type = DSS_FRAME_OPEN, .payload_bytes = DSS_SIGNATURE_BYTES, .key = operation->key};
+    uint8_t payload[DSS_SIGNATURE_BYTES];
+    dss_signature_encode(&operation->signature, payload);
+    dss_peer_say(member->peer, &frame, payload);
 }
 
 static void leave_ready(dss_peer_t *peer) {

@@ -158,17 +158,14 @@ static void meet_ahead(dss_member_t *member) {
 
 static void join_peer(dss_member_t *member) {
     dss_peer_t *peer = member->peer;
-    dss_operation_t *operation = member->operation;
-    const dss_frame_t frame = {.type = DSS_FRAME_OPEN, .payload_bytes = DSS_SIGNATURE_BYTES, .key = operation->key};
-    uint8_t payload[DSS_SIGNATURE_BYTES];
     member->next_of_peer = peer->operations;
     if (member->next_of_peer)
         member->next_of_peer->previous_of_peer_p = &member->next_of_peer;
     member->previous_of_peer_p = &peer->operations;
     peer->operations = member;
     peer->unfinished_count++;
-    dss_signature_encode(&operation->signature, payload);
-    dss_peer_say(peer, &frame, payload);
+    if (peer->state == DSS_PEER_READY)
+        dss_member_announce(member);
     const uint64_t bytes = member->send_goal[DSS_PHASE_REDUCE];
     if (bytes <= DSS_EAGER_BYTES && peer->eager_sent + bytes <= DSS_EAGER_TOTAL) {
         member->eager = true;
