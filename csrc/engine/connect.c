@@ -187,7 +187,7 @@ static void hung_up(dss_call_t *call, const char *why) {
 static void dial_failed(dss_peer_t *peer, int error) {
     if (error == EAGAIN)
         dial_again(peer, REDIAL_NS / 4); /* its queue of callers is full */
-    else if (error == ECONNREFUSED)
+    else if (error == ECONNREFUSED || error == ECONNRESET) /* reset: it went while we waited to be taken */
         dss_peer_lose(peer, "is gone: nobody listens there any more, its process has ended or shut down its process group");
     else
         dss_peer_lose(peer,
