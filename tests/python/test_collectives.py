@@ -13,6 +13,8 @@ from torch.distributed import ProcessGroup, ReduceOp
 
 from dssync_pg import Options
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 INTEGERS = [torch.uint8, torch.int8, torch.int32, torch.int64]
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DTYPES = [*INTEGERS, *FLOATS, torch.bool, torch.complex64, torch.complex128]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 
@@ -12,7 +13,11 @@ from harness import die, rank_store, run_ranks, run_script
 
 from dssync_pg import Options, _backend, exact
 
-PAIRS = Options(plan="grid", group_size=2)
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def pairs():
+    return Options(plan="grid", group_size=2)  # on the engine that the test is run for
 
 
 def averaged(rank):
@@ -44,7 +49,7 @@ def exact_inside(rank, world_size):
 
 
 def test_exact_nests_and_ends():
-    results = run_ranks(4, exact_inside, pg_options=PAIRS)
+    results = run_ranks(4, exact_inside, pg_options=pairs())
     assert all(inside == [1.5] * 3 for inside, _ in results)
     assert [value for _, value in results] in ([0.5, 0.5, 2.5, 2.5], [1.0, 2.0, 1.0, 2.0])
 
@@ -63,15 +68,19 @@ def test_the_option_makes_everything_exact():
 def average_twice(rank, world_size, setup=None):
     if setup == "basicConfig":
         logging.basicConfig(level=logging.INFO, format="ROOT %(message)s", stream=sys.stderr)
-    if setup == "silence":
-        logging.getLogger("dssync_pg").setLevel(logging.WARNING)
     averaged(rank)
+    averaged(rank)
+
+
+def average_silently(rank, world_size):
+    logging.getLogger("dssync_pg").setLevel(logging.WARNING)
+    dist.init_process_group("dssync")
     averaged(rank)
 
 
 @pytest.mark.parametrize(("setup", "prefix"), [(None, "INFO "), ("basicConfig", "ROOT ")])
 def test_the_first_average_is_told_once_on_rank_0(setup, prefix):
-    outcomes = run_ranks(4, average_twice, setup, pg_options=PAIRS, check=False)
+    outcomes = run_ranks(4, average_twice, setup, pg_options=pairs(), check=False)
     told = [[line for line in outcome.output.splitlines() if "averaged inside groups" in line] for outcome in outcomes]
     assert [len(lines) for lines in told] == [1, 0, 0, 0] if setup is None else [len(told[0])] == [1]
     assert told[0][0].startswith(f"{prefix}dssync: ")
@@ -80,7 +89,7 @@ def test_the_first_average_is_told_once_on_rank_0(setup, prefix):
 
 
 def test_it_can_be_silenced():
-    for outcome in run_ranks(2, average_twice, "silence", check=False):
+    for outcome in run_ranks(2, average_silently, init=False, check=False):
         assert outcome.ok
         assert "dssync" not in outcome.output
 
@@ -92,7 +101,7 @@ def again_and_again(rank, world_size):
     threads = []
     for turn in range(4):
         dist.init_process_group("dssync", store=dist.PrefixStore(str(turn), rank_store()), rank=rank, world_size=world_size)
-        other = dist.new_group(backend="dssync", pg_options=PAIRS)
+        other = dist.new_group(backend="dssync", pg_options=pairs())
         averaged(rank)
         dist.barrier(group=other)
         dist.destroy_process_group(other)
@@ -166,7 +175,7 @@ def test_a_killed_rank_is_an_error_on_the_others_that_wait_for_it():
     assert survivor.exitcode == 0
 
 
-def test_a_script_that_raises_ends_everywhere():
+def test_a_script_that_raises_ends_everywhere(engine):
     outcomes = run_script(
         2,
         """
@@ -183,4 +192,9 @@ dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
     )
     assert [outcome.exitcode for outcome in outcomes] == [1, 1]
     assert "the script's own trouble" in outcomes[1].output
-    assert "A peer ended or lost its connection" in outcomes[0].output
+    if engine == "native":
+        assert re.search(
+            r"failed on rank 0 of 2, phase start: rank 1 \(.*, shm\) has shut down its process group", outcomes[0].output
+        )
+    else:
+        assert "A peer ended or lost its connection" in outcomes[0].output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import time
 from datetime import timedelta
 
@@ -14,6 +16,9 @@ from torch.distributed import PrefixStore, ReduceOp
 from torch.profiler import ProfilerActivity, profile
 
 from dssync_pg import _C
+from dssync_pg._native import make_engine
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def make_group(rank, size, gate=None, averager=None, on_shutdown=lambda: None, seconds=60.0, label="test group"):
@@ -21,7 +26,9 @@ def make_group(rank, size, gate=None, averager=None, on_shutdown=lambda: None, s
     timeout = timedelta(seconds=seconds)
     inner = dist.ProcessGroupGloo(PrefixStore("inner", rank_store()), rank, size, timeout)
     gate = gate or _C.LaunchGate(lambda operation: None)
-    return _C.ProcessGroupDssync(rank, size, inner, None, gate, averager, 1024, lambda what: None, on_shutdown, label, timeout)
+    engine = make_engine(rank_store(), rank, size, timeout, label, "auto") if os.environ["DSSYNC_ENGINE"] == "native" else None
+    assert not isinstance(engine, str), engine
+    return _C.ProcessGroupDssync(rank, size, inner, engine, gate, averager, 1024, lambda what: None, on_shutdown, label, timeout)
 
 
 # ---- works -----------------------------------------------------------------------------------------------------------------
@@ -218,9 +225,14 @@ def peer_dies(rank, size):
     return str(error.value), time.monotonic() - start
 
 
-def test_a_dead_peer_is_an_error_that_says_what_was_going_on():
+def test_a_dead_peer_is_an_error_that_says_what_was_going_on(engine):
     outcomes = run_ranks(2, peer_dies, check=False)
     text, seconds = outcomes[0].value
+    if engine == "native":
+        assert "dssync: all_reduce call 1 of the default group (all_reduce sum of 1048576 x float32 over 2 ranks) failed" in text
+        assert re.search(r"on rank 0 of 2, phase transfer: rank 1 \(127\.0\.0\.1:\d+, shm\) is gone: its process has ended", text)
+        assert seconds < 2
+        return
     assert "dssync: all_reduce #" in text and "on rank 0 of 2 (default group), float32[1048576], phase transfer: " in text
     assert text.endswith("A peer ended or lost its connection: the first error in its log says why.") and seconds < 20
 
@@ -236,9 +248,13 @@ def peer_is_late(rank, size):
     return str(error.value)
 
 
-def test_a_time_out_says_what_to_look_for():
+def test_a_time_out_says_what_to_look_for(engine):
     text = run_ranks(2, peer_is_late, pg_timeout=2)[0]
-    assert "phase transfer: " in text and "imed out" in text and "took another branch; `timeout=`" in text
+    if engine == "native":
+        assert "phase start: timed out after 2.0 s: rank 1 (" in text and "has not launched all_reduce call 0" in text
+    else:
+        assert "phase transfer: " in text
+    assert "imed out" in text and "took another branch; `timeout=`" in text
 
 
 # ---- the gate --------------------------------------------------------------------------------------------------------------
