@@ -19,8 +19,10 @@ CORE_SANITIZE_ADDRESS = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefi
 CLANG ?= clang
 CLANG_TIDY ?= clang-tidy
 FUZZ_SECONDS ?= 60
+SOAK_OPERATIONS ?= 100000
+SOAK_SEED ?= $(shell date +%s)
 
-.PHONY: core core-test core-fuzz core-tidy core-clean sanitize sanitize-address sanitize-thread fuzz fuzz-long
+.PHONY: core core-test core-fuzz core-tidy core-clean sanitize sanitize-address sanitize-thread fuzz fuzz-long soak
 
 core: $(CORE_LIBRARY)
 
@@ -79,6 +81,10 @@ fuzz-long: $(CORE_FUZZ_PROGRAMS)
 	    build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=512 -print_final_stats=1 \
 	        -artifact_prefix=build/fuzz/$$target- build/fuzz/$$target.corpus || exit 1; \
 	done
+
+# core-test's soak for longer, another run each time; what fails is repeated with SOAK_SEED.
+soak: $(CORE_BUILD)/soak_test
+	$< $(SOAK_SEED) $(SOAK_OPERATIONS)
 
 # Not part of any test: clang-tidy need not be installed.
 core-tidy:

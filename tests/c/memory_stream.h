@@ -20,6 +20,12 @@
 
 #include "engine.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define IS_SANITIZED 1u /* slow: tests take longer strides */
+#else
+#define IS_SANITIZED 0u
+#endif
+
 #define MEMORY_RANKS_MOST 16u
 #define MEMORY_HANDSHAKE_BYTES 128u /* each way; taken whole, as an idle socket does */
 #define MEMORY_HELD_BYTES ((size_t)64 << 10)
@@ -74,10 +80,11 @@ struct memory_fabric {
     size_t capacity;        /* of each direction */
     size_t most_at_once;    /* a write takes 1 to so many bytes, and a peek as few; 0: all there is room for */
     bool delays;            /* bytes become visible late, in an order of chance */
-    memory_fault_t fault;   /* these four are set before the first dial */
+    memory_fault_t fault;   /* these four are set before the first join */
     pthread_mutex_t lock;   /* guards all that follows, and the links */
     pthread_cond_t changed; /* something was written, dialed, broken or released, or the thread has taken a caller */
     pthread_t thread;
+    bool started; /* the thread */
     bool stopping;
     bool taking; /* the thread is in dss_connect_take() */
     uint64_t chance;
@@ -384,7 +391,7 @@ static inline void *memory_fabric_main(void *argument) {
     return NULL;
 }
 
-/* What differs from the defaults is set between this and the first dial. */
+/* What differs from the defaults is set between this and the first join. */
 static inline memory_fabric_t *memory_fabric_create(uint64_t seed) {
     memory_fabric_t *fabric = calloc(1, sizeof *fabric);
     CHECK(fabric);
@@ -392,7 +399,6 @@ static inline memory_fabric_t *memory_fabric_create(uint64_t seed) {
     fabric->chance = seed * 2 + 1;
     pthread_mutex_init(&fabric->lock, NULL);
     pthread_cond_init(&fabric->changed, NULL);
-    CHECK_EQUAL(pthread_create(&fabric->thread, NULL, memory_fabric_main, fabric), 0);
     return fabric;
 }
 
@@ -402,7 +408,8 @@ static inline void memory_fabric_destroy(memory_fabric_t *fabric) {
     fabric->stopping = true;
     pthread_cond_broadcast(&fabric->changed);
     pthread_mutex_unlock(&fabric->lock);
-    pthread_join(fabric->thread, NULL);
+    if (fabric->started)
+        pthread_join(fabric->thread, NULL);
     while (fabric->links) {
         memory_link_t *link = fabric->links;
         fabric->links = link->next;
@@ -426,6 +433,9 @@ static inline void memory_fabric_join(memory_fabric_t *fabric, dss_engine_t *eng
     dss_engine_unlock(engine);
     pthread_mutex_lock(&fabric->lock);
     fabric->engines[dss_engine_rank(engine)] = engine;
+    if (!fabric->started)
+        CHECK_EQUAL(pthread_create(&fabric->thread, NULL, memory_fabric_main, fabric), 0);
+    fabric->started = true;
     pthread_mutex_unlock(&fabric->lock);
 }
 
