@@ -186,7 +186,7 @@ static void hung_up(dss_call_t *call, const char *why) {
 
 static void dial_failed(dss_peer_t *peer, int error) {
     if (error == EAGAIN)
-        dial_again(peer, REDIAL_NS / 4); /* its queue of callers is full */
+        dial_again(peer, REDIAL_NS / 4);                   /* its queue of callers is full */
     else if (error == ECONNREFUSED || error == ECONNRESET) /* reset: it went while we waited to be taken */
         dss_peer_lose(peer, "is gone: nobody listens there any more, its process has ended or shut down its process group");
     else
@@ -281,6 +281,19 @@ void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream) {
     dss_engine_unlock(engine);
 }
 
+/* Callers who never say anything must not keep a rank out: the one that has waited longest makes room. False if all are proved. */
+static bool drop_a_caller(dss_engine_t *engine) {
+    dss_call_t *oldest = NULL;
+    for (dss_call_t *call = engine->calls; call; call = call->next)
+        if (!call->peer)
+            oldest = call;
+    if (oldest) {
+        dss_engine_log(engine, "dropped a caller: too many call at once");
+        end_call(oldest);
+    }
+    return oldest != NULL;
+}
+
 void dss_connect_accept(dss_engine_t *engine, int listener) {
     const bool unix_socket = listener == engine->listeners[1].fd;
     for (;;) {
@@ -289,7 +302,7 @@ void dss_connect_accept(dss_engine_t *engine, int listener) {
         if (fd < 0)
             return;
         uint8_t nonce[DSS_NONCE_BYTES];
-        const bool too_many = engine->call_count > engine->identity.world_size + 64;
+        const bool too_many = engine->call_count > engine->identity.world_size + 64 && !drop_a_caller(engine);
         if (too_many || (unix_socket && !has_our_user(fd)) || dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK) {
             dss_engine_log(engine, "dropped a caller: %s", too_many ? "too many call at once" : "it is another user's process");
             dss_descriptor_close(fd);
