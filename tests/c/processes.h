@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 #include "address.h"
@@ -47,9 +48,9 @@ typedef struct process {
 /* Seen by all: when a rank died by its own hand, and what they logged. */
 typedef struct processes_shared {
     _Atomic uint64_t died_ns;
-    _Atomic uint32_t log_count;
-    char log[RANKS_MOST][4][512]; /* the first lines of each rank */
+    _Atomic uint32_t steps[RANKS_MOST]; /* for tests to count in */
     _Atomic uint32_t log_counts[RANKS_MOST];
+    char log[RANKS_MOST][16][256]; /* the last lines of each rank */
 } processes_shared_t;
 
 typedef struct processes {
@@ -118,9 +119,9 @@ static inline dss_status_t process_allgather(void *argument, const void *mine, s
 
 static inline void process_log(void *argument, const char *text) {
     const process_t *self = argument;
-    const uint32_t line = atomic_fetch_add(&processes.shared->log_counts[self->rank], 1);
-    if (line < 4)
-        (void)snprintf(processes.shared->log[self->rank][line], 512, "%s", text);
+    processes_shared_t *shared = processes.shared; /* one thread of a rank logs at a time; the count is read first */
+    (void)snprintf(shared->log[self->rank][atomic_load(&shared->log_counts[self->rank]) % 16], 256, "%s", text);
+    atomic_fetch_add(&shared->log_counts[self->rank], 1);
 }
 
 static inline dss_status_t process_create(process_t *self, dss_engine_t **engine_p, dss_error_t *error_p) {
