@@ -148,10 +148,14 @@ static bool arm_all(dss_engine_t *engine) {
     return true;
 }
 
+/* What cannot be used yet is copied aside where the peer waits for its room; elsewhere it may as well stay where it is. */
 static bool unstall_all(dss_engine_t *engine) {
     bool moved = false;
-    for (uint32_t i = engine->ready_count; i-- > 0;) /* backwards: a lost peer's place is taken by the last */
-        moved = dss_peer_unstall(&engine->peers[engine->ready[i]]) || moved;
+    for (uint32_t i = engine->ready_count; i-- > 0;) { /* backwards: a lost peer's place is taken by the last */
+        dss_peer_t *peer = &engine->peers[engine->ready[i]];
+        if (peer->stalled && peer->stream->ops->peer_waits(peer->stream))
+            moved = dss_peer_unstall(peer) || moved;
+    }
     return moved;
 }
 

@@ -41,7 +41,7 @@ typedef struct dss_stream_ops {
     void (*woken)(dss_stream_t *stream, uint32_t events);
 
     /* Whether the peer may be waiting for us to consume before it can go on; true where that cannot be known, and once it is gone:
-     * its end then keeps fd ready until all is consumed. */
+     * its end then keeps fd ready until all is consumed. A peer that begins to wait wakes us, or this is always true. */
     bool (*peer_waits)(dss_stream_t *stream);
 
     /* Frees the stream, closes its fd. Bytes written before still reach the peer where the carrier can do that. */

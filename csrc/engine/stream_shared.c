@@ -52,6 +52,7 @@ typedef struct shared_stream {
     bool wrote;           /* something was published since the last flush */
     bool consumed;        /* likewise */
     unsigned empty_peeks; /* in a row */
+    bool complained;      /* the peer knows that we wait for room */
     int broken;           /* -errno: the peer's positions make no sense */
     int lost;             /* -errno: the peer is gone, what it wrote can still be read */
 } shared_stream_t;
@@ -254,8 +255,10 @@ static ssize_t shared_write(dss_stream_t *base, const struct iovec *list, int li
         if (shared_put(stream, list[i].iov_base, list[i].iov_len) < list[i].iov_len)
             break;
     }
-    if (stream->tail != begin)
+    if (stream->tail != begin) {
         shared_publish(stream);
+        stream->complained = false;
+    }
     return stream->broken ? stream->broken : (ssize_t)(stream->tail - begin);
 }
 
@@ -302,6 +305,10 @@ static uint32_t shared_arm(dss_stream_t *base, bool want_room) {
     const size_t held = incoming_held(stream);
     const bool came = held && !(stream->told && held == stream->told_bytes);
     const bool has_room = want_room && outgoing_room(stream) >= stream->ring_bytes / 2;
+    if (want_room && !has_room && !stream->complained) {
+        stream->complained = true;
+        shared_ring(stream); /* the peer may sleep on what it cannot use yet: see peer_waits() */
+    }
     return came || has_room || stream->lost || stream->broken ? 0 : EPOLLIN;
 }
 

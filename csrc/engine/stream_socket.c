@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "descriptors.h"
 
 #define BUFFER_BYTES ((size_t)256 << 10)
@@ -226,6 +227,14 @@ dss_status_t dss_socket_tune_tcp(int fd) {
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
         if (setsockopt(fd, settings[i].level, settings[i].option, &settings[i].value, sizeof settings[i].value))
             return DSS_ERR_SYSTEM;
+    }
+    struct sockaddr_storage storage;
+    socklen_t length = sizeof storage;
+    dss_address_t own;
+    if (getsockname(fd, (struct sockaddr *)&storage, &length) == 0) {
+        dss_address_from_socket(&storage, &own);
+        if (dss_address_is_loopback(&own)) /* nothing to be fair to; where that is the default, bbr costs a third of the speed */
+            (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", sizeof "reno" - 1);
     }
     return DSS_OK;
 }
