@@ -40,6 +40,7 @@ $(CORE_FUZZ_PROGRAMS): $(CORE_BUILD)/%: tests/fuzz/%.c tests/fuzz/driver.c $(COR
 	$(CC) $(CORE_FLAGS) -Itests/c $< tests/fuzz/driver.c $(CORE_LIBRARY) -o $@ -lm -pthread
 
 $(CORE_BUILD)/memory_test: CORE_LINK = -Wl,--wrap=malloc,--wrap=calloc
+$(CORE_BUILD)/fallback_test: CORE_LINK = -Wl,--wrap=memfd_create,--wrap=connect,--wrap=malloc,--wrap=calloc,--wrap=realloc
 $(CORE_BUILD)/killed_test: CORE_LINK = -Wl,--wrap=connect,--wrap=accept4,--wrap=sendmsg,--wrap=recvmsg
 
 $(CORE_BUILD)/made:

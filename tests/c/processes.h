@@ -56,7 +56,6 @@ typedef struct processes_shared {
 typedef struct processes {
     uint32_t world_size;
     dss_transport_t transport;
-    const char *interfaces;
     void (*body)(process_t *self, dss_engine_t *engine);
     void (*before)(process_t *self); /* the engine is made; may be NULL */
     process_t ranks[RANKS_MOST];
@@ -65,6 +64,7 @@ typedef struct processes {
 } processes_t;
 
 static processes_t processes;
+static const char *processes_interfaces; /* where ranks listen; set before they are forked */
 
 static inline uint64_t processes_now_ns(void) {
     struct timespec now;
@@ -129,7 +129,7 @@ static inline dss_status_t process_create(process_t *self, dss_engine_t **engine
                                         .rank = self->rank,
                                         .world_size = self->world_size,
                                         .transport = processes.transport,
-                                        .interfaces = processes.interfaces,
+                                        .interfaces = processes_interfaces,
                                         .oob = {.allgather = process_allgather, .argument = self},
                                         .log = process_log,
                                         .log_argument = self};
@@ -162,10 +162,9 @@ static inline void processes_gather(void *all, size_t bytes_each) {
         process_send(&processes.ranks[i], all, bytes_each * processes.world_size);
 }
 
-static inline void processes_fork(uint32_t world_size, dss_transport_t transport, const char *interfaces,
+static inline void processes_fork(uint32_t world_size, dss_transport_t transport,
                                   void (*body)(process_t *self, dss_engine_t *engine), void (*before)(process_t *self)) {
-    processes =
-        (processes_t){.world_size = world_size, .transport = transport, .interfaces = interfaces, .body = body, .before = before};
+    processes = (processes_t){.world_size = world_size, .transport = transport, .body = body, .before = before};
     processes.shared = mmap(NULL, sizeof *processes.shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(processes.shared != MAP_FAILED);
     fflush(NULL);
@@ -192,7 +191,7 @@ static inline void processes_start(uint32_t world_size, dss_transport_t transpor
                                    void (*body)(process_t *self, dss_engine_t *engine)) {
     uint8_t cards[RANKS_MOST * DSS_CARD_BYTES];
     uint32_t hosts[RANKS_MOST];
-    processes_fork(world_size, transport, NULL, body, NULL);
+    processes_fork(world_size, transport, body, NULL);
     processes_gather(cards, DSS_CARD_BYTES);
     for (uint32_t i = 0; i < world_size; i++)
         CHECK_STATUS(dss_card_decode(cards + (size_t)i * DSS_CARD_BYTES, &processes.cards[i], NULL), DSS_OK);
