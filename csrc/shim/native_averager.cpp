@@ -9,6 +9,8 @@ namespace dssync {
 
 namespace {
 
+constexpr unsigned kRepeatBits = 16;
+
 struct Staged {
     at::Tensor original;
     at::Tensor host;
@@ -58,6 +60,7 @@ struct NativeAverager::State {
     std::exception_ptr error; // sticks
     bool closed = false;
     size_t underWay = 0;
+    uint64_t repeats = 0; // launches of the last step that came before its latest one
     AveragerStats stats;
 
     void finish(const std::exception_ptr &failure, std::chrono::steady_clock::time_point since) {
@@ -91,13 +94,17 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
     std::shared_ptr<PostQueue> queue;
     std::chrono::milliseconds timeout{};
     std::exception_ptr error;
+    uint64_t sequence = 0;
     {
         std::lock_guard<std::mutex> lock(state_->mutex);
         error = state_->closed && !state_->error ? averagerShutDown(what) : state_->error;
         if (!error) {
             ++state_->stats.launches;
             ++state_->underWay;
+            // A step is launched more than once, and a fast rank may be at the second while another is at the first.
+            state_->repeats = state_->stats.lastStep == step ? state_->repeats + 1 : 0;
             state_->stats.lastStep = step;
+            sequence = step << kRepeatBits | (state_->repeats & ((uint64_t{1} << kRepeatBits) - 1));
         }
         queue = state_->queue;
         timeout = state_->timeout;
@@ -126,7 +133,8 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                     }
                 }
                 const uint32_t bucket = (part.round & 0xffffffu) << 8 | (number++ & 0xffu);
-                operations.push_back({DSS_OPERATION_AVERAGE, DSS_SUM, {state_->channel, step, bucket}, members, tensors, shapes});
+                operations.push_back(
+                    {DSS_OPERATION_AVERAGE, DSS_SUM, {state_->channel, sequence, bucket}, members, tensors, shapes});
                 const double size = static_cast<double>(members.size());
                 double share = 0;
                 for (const auto &tensor : tensors) {

@@ -227,6 +227,26 @@ def test_the_group_cache_is_bounded_and_forgets_alike_on_all_ranks(engine):
         assert cached == formed <= (0 if engine == "native" else 6)
 
 
+def one_step_again_and_again(rank, size):
+    averager = make_averager(rank, _C.Plan.create("auto", size))
+    tensors = [values(torch.float32, 100, rank, salt=turn) for turn in range(50)]
+    works = []
+    for turn, tensor in enumerate(tensors):
+        works.append(averager.launch(5, 0, [(EVERYONE, [tensor])], f"average {turn} at step 5"))
+        if turn % 7 == rank:
+            works[-1].wait()
+    for work in works:
+        work.wait()
+    averager.shutdown()
+    return tensors
+
+
+def test_a_step_may_be_launched_many_times():
+    for tensors in run_ranks(3, one_step_again_and_again, init=False):
+        for turn, tensor in enumerate(tensors):
+            assert_mean(tensor, range(3), 100, salt=turn)
+
+
 def figures(rank, size):
     plan = _C.Plan.create("grid", size)
     averager = make_averager(rank, plan)
