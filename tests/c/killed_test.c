@@ -7,7 +7,7 @@
 
 #define WORLD 4u
 #define VICTIM 2u
-#define LARGE_COUNT ((size_t)16 << 20)
+#define LARGE_COUNT ((size_t)(SANITIZED ? 4 : 16) << 20)
 
 static const uint32_t survivors[] = {0, 1, 3};
 
@@ -199,7 +199,8 @@ static void killed_in_the_middle(dss_transport_t transport) {
     processes_expect_all("posted", VICTIM);
     siginfo_t information;
     CHECK_EQUAL(waitid(P_PID, (id_t)processes.ranks[VICTIM].pid, &information, WEXITED | WNOWAIT), 0);
-    check_lost(atomic_load(&processes.shared->died_ns));
+    /* The kernel frees a process's memory before it closes the sockets; that of a sanitizer takes long. */
+    check_lost(SANITIZED ? processes_now_ns() : atomic_load(&processes.shared->died_ns));
 }
 
 static unsigned dying_call; /* which one; counted from 1 */
@@ -212,39 +213,37 @@ static void die_at_a_call(process_t *self, dss_engine_t *engine) {
     process_await_go(self);
     ranks_post(engine, barrier_of(engine, 1, 0), &call);
     const dss_status_t status = ranks_wait(&call);
-    if (self->rank == VICTIM)
-        atomic_store(&calls_left, 0); /* it lives */
+    if (self->rank == VICTIM) {
+        atomic_store(&processes.shared->steps[VICTIM], 1);
+        process_die(); /* at the latest */
+    }
     process_report(self, "done", status, call.text);
     process_await_go(self);
 }
 
-/* False when the victim has survived: there are fewer calls. */
+/* False when the victim has got through: there are fewer calls. */
 static bool killed_at_call(dss_transport_t transport, unsigned call) {
+    siginfo_t information;
+    message_t messages[3];
     dying_call = call;
     processes_start(WORLD, transport, die_at_a_call);
     processes_expect_all("made", NOBODY);
     processes_go_all(NOBODY);
-    uint32_t good = 0;
-    message_t messages[3];
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 3; i++)
         messages[i] = processes_expect(survivors[i], "done");
-        good += messages[i].status == DSS_OK;
-    }
+    CHECK_EQUAL(waitid(P_PID, (id_t)processes.ranks[VICTIM].pid, &information, WEXITED | WNOWAIT), 0);
     const uint64_t died_ns = atomic_load(&processes.shared->died_ns);
-    for (size_t i = 0; i < 3 && died_ns; i++) {
+    const bool died_early = atomic_load(&processes.shared->steps[VICTIM]) == 0;
+    for (size_t i = 0; i < 3; i++) {
         if (messages[i].status == DSS_OK)
             continue; /* the victim's part was out already */
         CHECK_CONTAINS(messages[i].text, "rank 2 (");
         CHECK_FOR(messages[i].at_ns < died_ns + PROMPTLY_NS, "call %u, rank %u: %.3f s after the kill: %s", call, survivors[i],
                   (double)(messages[i].at_ns - died_ns) / 1e9, messages[i].text);
     }
-    if (!died_ns) {
-        CHECK_EQUAL(good, 3);
-        (void)processes_expect(VICTIM, "done");
-    }
-    processes_go_all(died_ns ? VICTIM : NOBODY);
-    processes_join(died_ns ? VICTIM : NOBODY);
-    return died_ns != 0;
+    processes_go_all(VICTIM);
+    processes_join(VICTIM);
+    return died_early;
 }
 
 static void killed_at_every_call(dss_transport_t transport) {

@@ -25,10 +25,11 @@
 #define PROCESS_PATIENCE_SECONDS 60
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PROMPTLY_NS (2 * SECOND_NS)
+#define SANITIZED 1
 #else
-#define PROMPTLY_NS (1 * SECOND_NS)
+#define SANITIZED 0
 #endif
+#define PROMPTLY_NS (SANITIZED ? 2 * SECOND_NS : SECOND_NS)
 
 typedef struct message {
     char what[40];
