@@ -82,7 +82,8 @@ struct memory_fabric {
     bool delays;            /* bytes become visible late, in an order of chance */
     memory_fault_t fault;   /* these four are set before the first join */
     pthread_mutex_t lock;   /* guards all that follows, and the links */
-    pthread_cond_t changed; /* something was written, dialed, broken or released, or the thread has taken a caller */
+    pthread_cond_t changed; /* somebody was dialed or taken; and whatever happens, if delays or somebody waits for it */
+    uint32_t awaiting_count;
     pthread_t thread;
     bool started; /* the thread */
     bool stopping;
@@ -133,7 +134,8 @@ static inline void memory_signal(memory_end_t *end) {
 static inline void memory_signal_both(memory_link_t *link) {
     memory_signal(&link->ends[0]);
     memory_signal(&link->ends[1]);
-    pthread_cond_broadcast(&link->fabric->changed);
+    if (link->fabric->delays || link->fabric->awaiting_count > 0)
+        pthread_cond_broadcast(&link->fabric->changed);
 }
 
 static inline void memory_show(memory_link_t *link, int writer) {
@@ -319,6 +321,7 @@ static inline dss_stream_t *memory_dial(void *argument, uint32_t from, uint32_t 
     memory_link_t *link = fabric->engines[to] ? memory_link_make(fabric, from, to) : NULL;
     if (link)
         memory_signal_both(link);
+    pthread_cond_broadcast(&fabric->changed);
     pthread_mutex_unlock(&fabric->lock);
     return link ? &link->ends[0].stream : NULL;
 }
@@ -466,6 +469,7 @@ static inline void memory_fabric_hold(memory_fabric_t *fabric, uint32_t writer, 
 static inline void memory_fabric_await(memory_fabric_t *fabric, uint32_t writer, uint32_t reader, uint64_t bytes) {
     bool come = false;
     pthread_mutex_lock(&fabric->lock);
+    fabric->awaiting_count++;
     while (!come) {
         for (memory_link_t *link = fabric->links; link; link = link->next)
             for (int side = 0; side < 2; side++)
@@ -474,6 +478,7 @@ static inline void memory_fabric_await(memory_fabric_t *fabric, uint32_t writer,
         if (!come)
             pthread_cond_wait(&fabric->changed, &fabric->lock);
     }
+    fabric->awaiting_count--;
     pthread_mutex_unlock(&fabric->lock);
 }
 
