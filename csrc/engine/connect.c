@@ -294,13 +294,24 @@ static bool drop_a_caller(dss_engine_t *engine) {
     return oldest != NULL;
 }
 
+/* Who calls waits in the listener's queue and would wake us at once, again and again: until the next tick, then. */
+static void turn_deaf(dss_engine_t *engine, const char *why) {
+    dss_engine_log(engine, "cannot take a caller, tries again: %s", why);
+    engine->deaf = true;
+    for (int i = 0; i < 2; i++)
+        dss_watch_set(engine, &engine->listeners[i], 0);
+}
+
 void dss_connect_accept(dss_engine_t *engine, int listener) {
     const bool unix_socket = listener == engine->listeners[1].fd;
     for (;;) {
         dss_descriptor_begin();
         const int fd = dss_descriptor_end(accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC));
-        if (fd < 0)
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+                turn_deaf(engine, strerror(errno));
             return;
+        }
         uint8_t nonce[DSS_NONCE_BYTES];
         const bool too_many = engine->call_count > engine->identity.world_size + 64 && !drop_a_caller(engine);
         if (too_many || (unix_socket && !has_our_user(fd)) || dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK) {
@@ -374,6 +385,7 @@ static bool answer_caller(dss_call_t *call) {
     if (peer->dial)
         end_call(peer->dial); /* both called: the lower rank's call is kept */
     call->peer = peer;
+    call->deadline_ns = 0; /* from here on it is a peer: only operations have time-outs */
     peer->taken = true;
     peer->state = DSS_PEER_AWAITED;
     peer->redial_ns = 0;
@@ -589,6 +601,9 @@ static void tick_peer(dss_peer_t *peer, uint64_t now_ns) {
 }
 
 void dss_connect_tick(dss_engine_t *engine, uint64_t now_ns) {
+    engine->deaf = false;
+    for (int i = 0; i < 2; i++)
+        dss_watch_set(engine, &engine->listeners[i], EPOLLIN);
     for (dss_call_t *call = engine->calls; call;) {
         dss_call_t *next = call->next;
         if (call->deadline_ns && call->deadline_ns <= now_ns) {

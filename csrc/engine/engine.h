@@ -324,6 +324,7 @@ struct dss_engine {
     uint64_t next_tick_ns;
 
     dss_operation_t *table[DSS_TABLE_SIZE];
+    bool deaf;         /* the listeners are not watched until the next tick */
     dss_operation_t *operations; /* under way */
     dss_operation_t *completed;  /* callbacks are due */
     dss_operation_t **last_completed_p;

@@ -201,7 +201,7 @@ bool dss_engine_pass(dss_engine_t *engine) {
 
 /* Whether anything waits for the clock. */
 static bool is_busy(const dss_engine_t *engine) {
-    return engine->operations || engine->call_count > 0 || engine->next_tick_ns == 0;
+    return engine->operations || engine->call_count > 0 || engine->deaf || engine->next_tick_ns == 0;
 }
 
 static void tick(dss_engine_t *engine) {
