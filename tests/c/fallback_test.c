@@ -63,14 +63,15 @@ void *__wrap_realloc(void *old, size_t bytes) {
 
 /* ---- ranks -------------------------------------------------------------------------------------------------------------- */
 
-/* So that a descriptor can be accepted, and none can come with its first message. */
-static void limit_descriptors(void) {
-    struct rlimit limit;
+/* So many more may be opened. Returns what the limit was. */
+static struct rlimit limit_descriptors(uint32_t count) {
+    struct rlimit before;
     const int lowest = dup(0);
-    CHECK_EQUAL(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    CHECK_EQUAL(getrlimit(RLIMIT_NOFILE, &before), 0);
     close(lowest);
-    limit.rlim_cur = (rlim_t)lowest + 1;
+    const struct rlimit limit = {.rlim_cur = (rlim_t)lowest + count, .rlim_max = before.rlim_max};
     CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    return before;
 }
 
 /* Reports how the first call went and over what, in `text`. */
@@ -83,7 +84,7 @@ static void reduce_once(process_t *self, dss_engine_t *engine) {
     for (uint32_t i = 0; i < COUNT; i++)
         values[i] = (float)((self->rank + 1) * (i % 1000));
     if (self->rank == limited_rank)
-        limit_descriptors();
+        (void)limit_descriptors(1); /* the connection, and nothing that comes with its messages */
     process_report(self, "made", DSS_OK, NULL);
     process_await_go(self);
     do
@@ -160,6 +161,43 @@ static void no_descriptor_can_be_passed(void) {
         CHECK(count_lines("no shared memory with rank") >= 1);
         end_refused();
     }
+}
+
+static void barrier_without_descriptors(process_t *self, dss_engine_t *engine) {
+    struct rlimit before = {0};
+    ranks_call_t call;
+    if (self->rank == 1)
+        before = limit_descriptors(0);
+    process_report(self, "made", DSS_OK, NULL);
+    process_await_go(self);
+    if (self->rank == 1) {
+        while (atomic_load(&processes.shared->log_counts[1]) == 0) /* rank 0 has called */
+            processes_doze();
+        const double begin = check_cpu_seconds();
+        const uint64_t until_ns = processes_now_ns() + SECOND_NS / 2;
+        while (processes_now_ns() < until_ns)
+            processes_doze();
+        CHECK_FOR(check_cpu_seconds() < begin + 0.25, "%.3f s of a processor", check_cpu_seconds() - begin);
+        CHECK_CONTAINS(processes.shared->log[1][0], "cannot take a caller, tries again: Too many open files");
+        CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &before), 0);
+    }
+    ranks_post(engine, ranks_params(engine, DSS_OPERATION_BARRIER, DSS_FLOAT32, NULL, 0), &call);
+    const dss_status_t status = ranks_wait(&call);
+    process_report(self, "done", status, call.text);
+    process_await_go(self);
+}
+
+/* Callers wait until there are descriptors again, and the rank does not burn a processor meanwhile. */
+static void no_descriptors_for_a_while(void) {
+    processes_start(2, DSS_TRANSPORT_TCP, barrier_without_descriptors);
+    processes_expect_all("made", NOBODY);
+    processes_go_all(NOBODY);
+    for (uint32_t i = 0; i < 2; i++) {
+        const message_t message = processes_expect(i, "done");
+        if (message.status != DSS_OK)
+            CHECK_FAIL("rank %u: %s", i, message.text);
+    }
+    end_refused();
 }
 
 /* The name of an interface that others could reach, as DSSYNC_SOCKET_IFNAME has it; empty: there is none. */
@@ -279,6 +317,7 @@ int main(void) {
     RUN(no_memfd);
     RUN(no_memfd_and_shared_memory_asked_for);
     RUN(no_descriptor_can_be_passed);
+    RUN(no_descriptors_for_a_while);
     RUN(no_unix_sockets);
     RUN(no_unix_sockets_is_an_error_where_nothing_else_serves);
     RUN(each_allocation_fails_over_shared_memory);

@@ -255,6 +255,29 @@ static void killed_at_every_call(dss_transport_t transport) {
 
 /* ---- a rank's child ------------------------------------------------------------------------------------------------------ */
 
+static dss_status_t gather_alone(void *argument, const void *mine, size_t bytes_each, void *all, dss_error_t *error_p) {
+    (void)argument;
+    (void)error_p;
+    memcpy(all, mine, bytes_each);
+    return DSS_OK;
+}
+
+/* A group of its own is the child's affair. The thread sanitizer forbids it threads. */
+static void make_own_group(void) {
+#ifndef __SANITIZE_THREAD__
+    const dss_engine_params_t params = {
+        .params_bytes = sizeof params, .world_size = 1, .transport = DSS_TRANSPORT_TCP, .oob = {.allgather = gather_alone}};
+    dss_engine_t *engine = NULL;
+    ranks_call_t call;
+    CHECK_STATUS(dss_engine_create(&params, &engine, NULL), DSS_OK);
+    ranks_post(engine, barrier_of(engine, 1, 0), &call);
+    CHECK_STATUS(ranks_wait(&call), DSS_OK);
+    dss_engine_destroy(engine);
+#else
+    (void)gather_alone;
+#endif
+}
+
 /* What a DataLoader's worker is to a rank: it has copies of everything, and lives on. It may not touch the group. */
 static void live_on(const process_t *self, dss_engine_t *engine) {
     ranks_call_t call = {0};
@@ -268,6 +291,7 @@ static void live_on(const process_t *self, dss_engine_t *engine) {
     dss_engine_close_channel(engine, 1, "the child would");
     dss_engine_abort(engine, "the child would");
     dss_engine_destroy(engine);
+    make_own_group();
     process_report(self, "child lives", DSS_OK, NULL);
     while (recv(self->socket, &never, 1, 0) > 0)
         continue;
@@ -320,7 +344,8 @@ static void check_timed_out(uint64_t begin_ns, uint64_t timeout_ns, const char *
         if (message.status != DSS_ERR_TIMED_OUT && message.status != DSS_ERR_FAILED)
             CHECK_FAIL("rank %u: '%s', %s", survivors[i], dss_status_string(message.status), message.text);
         CHECK_CONTAINS(message.text, "timed out after");
-        CHECK_CONTAINS(message.text, "rank 2 (");
+        if (!strstr(message.text, "or waits for another rank")) /* where values go round, only neighbours are known */
+            CHECK_CONTAINS(message.text, "rank 2 (");
         CHECK_CONTAINS(message.text, why);
         CHECK_FOR(message.at_ns < begin_ns + timeout_ns + PROMPTLY_NS, "rank %u: %.3f s", survivors[i],
                   (double)(message.at_ns - begin_ns) / 1e9);
