@@ -185,8 +185,9 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
         (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s", separator, who, member->operation->what,
                        has_launched_another(member) ? " (but another one that this rank has not)" : "");
     else
-        (void)snprintf(text + used, capacity - used, "%s%s has stopped: %llu of %llu bytes came from it, %llu of %llu were sent",
-                       separator, who, (unsigned long long)received, (unsigned long long)to_receive, (unsigned long long)sent,
+        (void)snprintf(text + used, capacity - used, "%s%s has stopped%s: %llu of %llu bytes came from it, %llu of %llu were sent",
+                       separator, who, member->operation->algorithm == DSS_RING ? " or waits for another rank" : "",
+                       (unsigned long long)received, (unsigned long long)to_receive, (unsigned long long)sent,
                        (unsigned long long)to_send);
 }
 
@@ -194,7 +195,7 @@ void dss_operation_time_out(dss_operation_t *operation) {
     char missing[800] = "";
     char cause[900];
     for (uint32_t i = 0; i < operation->member_count && strlen(missing) < 500; i++) {
-        if (i == operation->own_index)
+        if (!operation->members[i].peer)
             continue;
         describe_member(&operation->members[i], missing, sizeof missing);
     }

@@ -23,12 +23,13 @@
 #include "stream.h"
 
 #define DSS_RING_BYTES ((size_t)1 << 20)
-#define DSS_FRAME_PAYLOAD ((size_t)128 << 10) /* of one data frame: others on the connection wait no longer than this takes */
-#define DSS_PASS_BYTES ((size_t)1 << 20)      /* read and written for one peer in one pass, about */
-#define DSS_EAGER_BYTES ((size_t)32 << 10)    /* sent before the peer has posted; it keeps them */
-#define DSS_EAGER_TOTAL ((size_t)1 << 20)     /* the same, for all operations of one peer */
-#define DSS_FLAT_BYTES ((size_t)8 << 10)      /* up to here everyone sends all to all: one latency instead of two */
-#define DSS_MAX_AHEAD 65536u                  /* operations a peer may have posted that we have not */
+#define DSS_FRAME_PAYLOAD ((size_t)128 << 10)  /* of one data frame: others on the connection wait no longer than this takes */
+#define DSS_PASS_BYTES ((size_t)1 << 20)       /* read and written for one peer in one pass, about */
+#define DSS_EAGER_BYTES ((size_t)32 << 10)     /* sent before the peer has posted; it keeps them */
+#define DSS_EAGER_TOTAL ((size_t)1 << 20)      /* the same, for all operations of one peer */
+#define DSS_FLAT_BYTES ((size_t)8 << 10)       /* up to here everyone sends all to all: one latency instead of two */
+#define DSS_RING_FROM_BYTES ((size_t)64 << 10) /* from here on, members on several hosts exchange in a ring */
+#define DSS_MAX_AHEAD 65536u                   /* operations a peer may have posted that we have not */
 #define DSS_MAX_FAIL_TEXT 1024u
 #define DSS_HANDSHAKE_PATIENCE_NS ((uint64_t)10 * 1000000000u) /* for a caller that has not proved itself */
 #define DSS_SILENCE_MS 10000u                                  /* no acknowledgement from a host for so long: it is lost */
@@ -52,6 +53,7 @@ typedef enum dss_algorithm {
     DSS_PAIR,    /* two members: all values both ways, both reduce */
     DSS_FLAT,    /* small: all values to all, all reduce in the order of ranks */
     DSS_SHARDED, /* reduce-scatter and all-gather, each member the owner of one shard */
+    DSS_RING,    /* the same from neighbour to neighbour, hosts one after the other: each link is crossed by one flow */
 } dss_algorithm_t;
 
 /* One other member of an operation. */
@@ -83,14 +85,17 @@ struct dss_operation {
     dss_key_t key;
     uint32_t own_index; /* of this rank among the members */
     uint32_t member_count;
-    dss_member_t *members; /* member_count of them; the own one's peer is NULL */
+    dss_member_t *members; /* member_count of them; peer NULL: the own one, and in a RING all but the neighbours */
     dss_signature_t signature;
     dss_segments_t segments;
+    uint32_t position; /* RING: of this rank; shards are numbered by position */
+    dss_member_t *next_in_ring;
+    dss_member_t *previous_in_ring;
     double scale;      /* of the result */
     uint64_t shard_at; /* of the own shard: bytes from the begin of the vector */
     uint64_t shard_bytes;
     uint64_t reduced; /* bytes of the own shard that hold the result */
-    uint8_t *scratch; /* SHARDED, half types: the shard in float32. FLAT: all members' values. Owned. */
+    uint8_t *scratch; /* half types: the shard in float32 (SHARDED) or everything (RING). FLAT: all members' values. Owned. */
     bool staged;      /* some member's bytes wait in `staged` */
     uint64_t deadline_ns;
     uint64_t timeout_ns;
@@ -319,12 +324,12 @@ struct dss_engine {
     dss_watch_t listeners[2]; /* TCP, Unix; fd -1: none */
     dss_call_t *calls;        /* accepted, not ready yet; dialed ones belong to their peers */
     size_t call_count;
+    bool deaf;         /* the listeners are not watched until the next tick */
     int sleepers;      /* threads between epoll and what they do about it */
     dss_call_t *trash; /* closed in this pass: epoll may still hand them out */
     uint64_t next_tick_ns;
 
     dss_operation_t *table[DSS_TABLE_SIZE];
-    bool deaf;         /* the listeners are not watched until the next tick */
     dss_operation_t *operations; /* under way */
     dss_operation_t *completed;  /* callbacks are due */
     dss_operation_t **last_completed_p;

@@ -1,7 +1,8 @@
 /*
  * Who sends which values to whom, and what becomes of those that come.
  *
- * Groups of three and more reduce in one fixed order (the shard's owner first, then ascending ranks), whatever the order of
+ * A pair reduces both ways at once: each value that comes is reduced into the own one, but not before that has been sent.
+ * Larger groups reduce in one fixed order (the shard's owner first, then ascending ranks), whatever the order of
  * arrival, so that a result does not depend on chance; what comes before its turn is staged. A pair reduces both ways at once: each
  * value that comes is reduced into the own one, but not before that has been sent.
  */
@@ -29,12 +30,27 @@ uint64_t dss_operation_shard_at(const dss_operation_t *operation, uint32_t index
     return dss_stripe_begin(operation->signature.element_count, operation->member_count, index) * element_bytes(operation);
 }
 
+static bool is_on_one_host(const dss_operation_t *operation) {
+    for (uint32_t i = 0; i < operation->member_count; i++)
+        if (i != operation->own_index && !operation->members[i].peer->same_host)
+            return false;
+    return true;
+}
+
 static dss_algorithm_t choose(const dss_operation_t *operation) {
     if (operation->member_count == 1)
         return DSS_ALONE;
     if (operation->member_count == 2)
         return DSS_PAIR;
-    return operation->segments.bytes <= DSS_FLAT_BYTES ? DSS_FLAT : DSS_SHARDED;
+    if (operation->segments.bytes <= DSS_FLAT_BYTES)
+        return DSS_FLAT;
+    return operation->segments.bytes >= DSS_RING_FROM_BYTES && !is_on_one_host(operation) ? DSS_RING : DSS_SHARDED;
+}
+
+/* Of an element in the phase: partial sums of half types travel in float32 round a ring. */
+static size_t width(const dss_operation_t *operation, dss_phase_t phase) {
+    const bool widened = operation->algorithm == DSS_RING && phase == DSS_PHASE_REDUCE;
+    return widened ? dss_dtype_bytes(accumulator(operation)) : element_bytes(operation);
 }
 
 static bool make_scratch(dss_operation_t *operation) {
@@ -45,6 +61,8 @@ static bool make_scratch(dss_operation_t *operation) {
         needed = (size_t)(operation->member_count * bytes + widening * bytes);
     else if (operation->algorithm == DSS_SHARDED && widening > 1)
         needed = (size_t)(widening * operation->shard_bytes);
+    else if (operation->algorithm == DSS_RING && widening > 1)
+        needed = (size_t)(widening * bytes);
     if (needed == 0)
         return true;
     operation->scratch = malloc(needed);
@@ -63,10 +81,57 @@ static void copy_out(const dss_segments_t *segments, uint64_t at, uint8_t *targe
     }
 }
 
-bool dss_operation_plan(dss_operation_t *operation) {
+static bool is_before(const dss_operation_t *operation, uint32_t one, uint32_t other) {
+    const uint32_t *hosts = operation->engine->hosts;
+    const uint32_t rank = operation->engine->identity.rank;
+    const uint32_t first = one == operation->own_index ? rank : operation->members[one].peer->rank;
+    const uint32_t second = other == operation->own_index ? rank : operation->members[other].peer->rank;
+    return hosts[first] != hosts[second] ? hosts[first] < hosts[second] : first < second;
+}
+
+static uint64_t shard_elements(const dss_operation_t *operation, uint32_t position) {
+    return (dss_operation_shard_at(operation, position + 1) - dss_operation_shard_at(operation, position)) /
+           element_bytes(operation);
+}
+
+/* All shards but the one that comes last when going down from `first`: what travels over each link of the ring in a phase. */
+static uint64_t ring_goal(const dss_operation_t *operation, uint32_t first, dss_phase_t phase) {
+    const uint32_t left_out = (first + 1) % operation->member_count;
+    return (operation->signature.element_count - shard_elements(operation, left_out)) * width(operation, phase);
+}
+
+static void plan_ring(dss_operation_t *operation) {
+    const uint32_t count = operation->member_count;
+    uint32_t first = 0; /* members in the order of hosts, then ranks */
+    uint32_t last = 0;
+    uint32_t next = count;
+    uint32_t previous = count;
+    for (uint32_t i = 0; i < count; i++) {
+        first = is_before(operation, i, first) ? i : first;
+        last = is_before(operation, last, i) ? i : last;
+        if (is_before(operation, i, operation->own_index)) {
+            operation->position++;
+            previous = previous == count || is_before(operation, previous, i) ? i : previous;
+        } else if (i != operation->own_index) {
+            next = next == count || is_before(operation, i, next) ? i : next;
+        }
+    }
+    const uint32_t own = operation->position;
+    operation->next_in_ring = &operation->members[next == count ? first : next];
+    operation->previous_in_ring = &operation->members[previous == count ? last : previous];
+    for (uint32_t i = 0; i < count; i++)
+        if (&operation->members[i] != operation->next_in_ring && &operation->members[i] != operation->previous_in_ring)
+            operation->members[i].peer = NULL;
+    const uint32_t complete = (own + 1) % count;
+    operation->shard_bytes = shard_elements(operation, complete) * element_bytes(operation);
+    operation->next_in_ring->send_goal[DSS_PHASE_REDUCE] = ring_goal(operation, own, DSS_PHASE_REDUCE);
+    operation->next_in_ring->send_goal[DSS_PHASE_GATHER] = ring_goal(operation, complete, DSS_PHASE_GATHER);
+    operation->previous_in_ring->receive_goal[DSS_PHASE_REDUCE] = ring_goal(operation, (own + count - 1) % count, DSS_PHASE_REDUCE);
+    operation->previous_in_ring->receive_goal[DSS_PHASE_GATHER] = ring_goal(operation, own, DSS_PHASE_GATHER);
+}
+
+static void plan_direct(dss_operation_t *operation) {
     const uint64_t bytes = operation->segments.bytes;
-    operation->algorithm = choose(operation);
-    operation->scale = operation->kind == DSS_OPERATION_AVERAGE ? 1.0 / operation->member_count : 1.0;
     if (operation->algorithm == DSS_SHARDED) {
         operation->shard_at = dss_operation_shard_at(operation, operation->own_index);
         operation->shard_bytes = dss_operation_shard_at(operation, operation->own_index + 1) - operation->shard_at;
@@ -83,18 +148,68 @@ bool dss_operation_plan(dss_operation_t *operation) {
         member->send_goal[DSS_PHASE_REDUCE] = member->receive_goal[DSS_PHASE_GATHER] = shard;
         member->send_goal[DSS_PHASE_GATHER] = member->receive_goal[DSS_PHASE_REDUCE] = operation->shard_bytes;
     }
+}
+
+bool dss_operation_plan(dss_operation_t *operation) {
+    const size_t bytes = (size_t)operation->segments.bytes;
+    operation->algorithm = choose(operation);
+    operation->scale = operation->kind == DSS_OPERATION_AVERAGE ? 1.0 / operation->member_count : 1.0;
+    if (operation->algorithm == DSS_RING)
+        plan_ring(operation);
+    else
+        plan_direct(operation);
     if (!make_scratch(operation))
         return false;
     if (operation->algorithm == DSS_FLAT)
-        copy_out(&operation->segments, 0, operation->scratch + operation->own_index * bytes, (size_t)bytes);
+        copy_out(&operation->segments, 0, operation->scratch + operation->own_index * bytes, bytes);
+    for (size_t at = 0; operation->algorithm == DSS_RING && operation->scratch && at < bytes;) {
+        size_t piece = 0;
+        const uint8_t *values = dss_segments_at(&operation->segments, at, &piece);
+        (void)dss_widen(operation->dtype, values,
+                        operation->scratch + at / element_bytes(operation) * width(operation, DSS_PHASE_REDUCE),
+                        piece / element_bytes(operation));
+        at += piece;
+    }
     return true;
+}
+
+/* Where byte `offset` of the shards first, first-1, ... lies: the element, and how many elements follow in its shard. */
+static uint64_t ring_at(const dss_operation_t *operation, uint32_t first, uint64_t offset, size_t width_bytes,
+                        uint64_t *elements_p) {
+    uint64_t element = offset / width_bytes;
+    uint32_t shard = first;
+    while (element >= shard_elements(operation, shard)) {
+        element -= shard_elements(operation, shard);
+        shard = (shard + operation->member_count - 1) % operation->member_count;
+    }
+    *elements_p = shard_elements(operation, shard) - element;
+    return dss_operation_shard_at(operation, shard) / element_bytes(operation) + element;
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------ */
 
+static uint64_t sendable_in_ring(const dss_member_t *member, dss_phase_t *phase_p) {
+    const dss_operation_t *operation = member->operation;
+    const dss_member_t *previous = operation->previous_in_ring;
+    if (member != operation->next_in_ring)
+        return 0;
+    *phase_p = member->sent[DSS_PHASE_REDUCE] < member->send_goal[DSS_PHASE_REDUCE] ? DSS_PHASE_REDUCE : DSS_PHASE_GATHER;
+    const uint64_t goal = member->send_goal[*phase_p];
+    uint64_t there = operation->reduced;
+    if (*phase_p == DSS_PHASE_REDUCE)
+        there = shard_elements(operation, operation->position) * width(operation, DSS_PHASE_REDUCE) + previous->applied;
+    else if (operation->reduced == operation->shard_bytes)
+        there += previous->received[DSS_PHASE_GATHER];
+    there = there < goal ? there : goal;
+    const uint64_t sent = member->sent[*phase_p];
+    return there == goal || there - sent >= GATHER_PIECE ? there - sent : 0;
+}
+
 uint64_t dss_operation_sendable(const dss_member_t *member, dss_phase_t *phase_p) {
     if (!member->opened && !member->eager)
         return 0;
+    if (member->operation->algorithm == DSS_RING)
+        return sendable_in_ring(member, phase_p);
     *phase_p = DSS_PHASE_REDUCE;
     const uint64_t own = member->send_goal[DSS_PHASE_REDUCE] - member->sent[DSS_PHASE_REDUCE];
     if (own > 0)
@@ -103,6 +218,23 @@ uint64_t dss_operation_sendable(const dss_member_t *member, dss_phase_t *phase_p
     const uint64_t left = member->send_goal[DSS_PHASE_GATHER] - member->sent[DSS_PHASE_GATHER];
     const uint64_t reduced = left == 0 ? 0 : member->operation->reduced - member->sent[DSS_PHASE_GATHER];
     return reduced == left || reduced >= GATHER_PIECE ? reduced : 0;
+}
+
+/* One piece round a ring. */
+static struct iovec ring_piece(const dss_operation_t *operation, dss_phase_t phase, uint64_t offset, size_t bytes) {
+    const size_t width_bytes = width(operation, phase);
+    const uint32_t first = phase == DSS_PHASE_REDUCE ? operation->position : (operation->position + 1) % operation->member_count;
+    uint64_t elements = 0;
+    const uint64_t element = ring_at(operation, first, offset, width_bytes, &elements);
+    const size_t within = (size_t)(offset % width_bytes); /* the stream may have taken a part of an element */
+    size_t piece = (size_t)elements * width_bytes - within;
+    uint8_t *values = operation->scratch ? operation->scratch + element * width_bytes : NULL;
+    if (phase == DSS_PHASE_GATHER || !values) {
+        size_t contiguous = 0;
+        values = dss_segments_at(&operation->segments, element * width_bytes, &contiguous);
+        piece = piece + within < contiguous ? piece : contiguous - within;
+    }
+    return (struct iovec){.iov_base = values + within, .iov_len = piece < bytes ? piece : bytes};
 }
 
 size_t dss_operation_gather(const dss_member_t *member, dss_phase_t phase, uint64_t offset, size_t bytes, struct iovec *list,
@@ -115,7 +247,11 @@ size_t dss_operation_gather(const dss_member_t *member, dss_phase_t phase, uint6
         at += dss_operation_shard_at(operation, member->index);
     size_t gathered = 0;
     int count = 0;
-    while (gathered < bytes && count < most) {
+    while (operation->algorithm == DSS_RING && gathered < bytes && count < most) {
+        list[count] = ring_piece(operation, phase, offset + gathered, bytes - gathered);
+        gathered += list[count++].iov_len;
+    }
+    while (operation->algorithm != DSS_RING && gathered < bytes && count < most) {
         size_t piece = 0;
         uint8_t *values = dss_segments_at(&operation->segments, at + gathered, &piece);
         piece = piece < bytes - gathered ? piece : bytes - gathered;
@@ -133,7 +269,7 @@ static uint64_t reducible(const dss_member_t *member) {
     const dss_operation_t *operation = member->operation;
     if (operation->algorithm == DSS_PAIR)
         return member->sent[DSS_PHASE_REDUCE];
-    if (operation->algorithm == DSS_FLAT)
+    if (operation->algorithm == DSS_FLAT || operation->algorithm == DSS_RING)
         return member->receive_goal[DSS_PHASE_REDUCE];
     for (uint32_t i = member->index; i-- > 0;) /* the member whose turn is before */
         if (i != operation->own_index)
@@ -189,13 +325,47 @@ static void reduce_all(dss_operation_t *operation) {
     }
 }
 
+/* Partial sums from the previous member, up to the end of a shard or of an array; how many elements were used. */
+static size_t reduce_in_ring(dss_member_t *member, const uint8_t *theirs, size_t most) {
+    dss_operation_t *operation = member->operation;
+    const uint32_t count = operation->member_count;
+    const size_t width_bytes = width(operation, DSS_PHASE_REDUCE);
+    uint64_t elements = 0;
+    const uint64_t element = ring_at(operation, (operation->position + count - 1) % count, member->applied, width_bytes, &elements);
+    size_t piece = 0;
+    uint8_t *own = dss_segments_at(&operation->segments, element * element_bytes(operation), &piece);
+    piece /= element_bytes(operation);
+    piece = piece < elements ? piece : (size_t)elements;
+    piece = piece < most ? piece : most;
+    uint8_t *sum = operation->scratch ? operation->scratch + element * width_bytes : own;
+    (void)dss_accumulate(accumulator(operation), operation->reduction, theirs, sum, piece);
+    const uint32_t complete = (operation->position + 1) % count;
+    if (element >= dss_operation_shard_at(operation, complete) / element_bytes(operation) &&
+        element < dss_operation_shard_at(operation, complete + 1) / element_bytes(operation)) {
+        if (sum != own || operation->kind == DSS_OPERATION_AVERAGE)
+            (void)dss_narrow_scaled(operation->dtype, sum, operation->scale, own, piece);
+        operation->reduced += piece * element_bytes(operation);
+    }
+    return piece;
+}
+
 /* From `applied` on; how many bytes were used. */
 static size_t apply(dss_member_t *member, const uint8_t *bytes, size_t bytes_count) {
     dss_operation_t *operation = member->operation;
     const uint64_t limit = reducible(member);
     const uint64_t possible = limit > member->applied ? limit - member->applied : 0;
     size_t usable = possible < bytes_count ? (size_t)possible : bytes_count;
-    usable -= usable % element_bytes(operation);
+    usable -= usable % width(operation, DSS_PHASE_REDUCE);
+    for (size_t used = 0; operation->algorithm == DSS_RING && used < usable;) {
+        const size_t width_bytes = width(operation, DSS_PHASE_REDUCE);
+        const size_t taken = width_bytes * reduce_in_ring(member, bytes + used, (usable - used) / width_bytes);
+        member->applied += taken;
+        used += taken;
+    }
+    if (operation->algorithm == DSS_RING) {
+        dss_peer_queue(operation->next_in_ring);
+        return usable;
+    }
     if (operation->algorithm == DSS_FLAT) {
         memcpy(operation->scratch + member->index * operation->segments.bytes + member->applied, bytes, usable);
         member->applied += usable;
@@ -221,8 +391,29 @@ static size_t apply(dss_member_t *member, const uint8_t *bytes, size_t bytes_cou
     return usable;
 }
 
+static void gathered_in_ring(dss_member_t *member, const uint8_t *bytes, size_t bytes_count) {
+    const dss_operation_t *operation = member->operation;
+    const size_t width_bytes = element_bytes(operation);
+    for (size_t used = 0; used < bytes_count;) {
+        uint64_t elements = 0;
+        const uint64_t element =
+            ring_at(operation, operation->position, member->received[DSS_PHASE_GATHER] + used, width_bytes, &elements);
+        size_t piece = 0;
+        uint8_t *own = dss_segments_at(&operation->segments, element * width_bytes, &piece);
+        piece = piece < elements * width_bytes ? piece : (size_t)(elements * width_bytes);
+        piece = piece < bytes_count - used ? piece : bytes_count - used;
+        memcpy(own, bytes + used, piece);
+        used += piece;
+    }
+    dss_peer_queue(operation->next_in_ring);
+}
+
 static void gathered(dss_member_t *member, const uint8_t *bytes, size_t bytes_count) {
     const dss_operation_t *operation = member->operation;
+    if (operation->algorithm == DSS_RING) {
+        gathered_in_ring(member, bytes, bytes_count);
+        return;
+    }
     const uint64_t begin = dss_operation_shard_at(operation, member->index) + member->received[DSS_PHASE_GATHER];
     for (size_t used = 0; used < bytes_count;) {
         size_t piece = 0;
@@ -278,7 +469,7 @@ void dss_operation_check(dss_operation_t *operation) {
         return;
     for (uint32_t i = 0; i < operation->member_count; i++) {
         const dss_member_t *member = &operation->members[i];
-        if (i == operation->own_index)
+        if (!member->peer)
             continue;
         if (!member->opened || member->applied < member->receive_goal[DSS_PHASE_REDUCE])
             return;

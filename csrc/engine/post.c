@@ -201,7 +201,7 @@ static void begin(dss_operation_t *operation) {
         return;
     }
     for (uint32_t i = 0; i < operation->member_count && !operation->completed; i++) {
-        if (i == operation->own_index)
+        if (!operation->members[i].peer)
             continue;
         join_peer(&operation->members[i]);
         if (!operation->completed)
