@@ -72,6 +72,7 @@ typedef struct memory_fault {
     uint32_t writer;
     uint32_t reader;
     uint32_t nth;
+    bool every; /* and all that follow */
     uint64_t at_bytes;
     int error; /* ECONNRESET or EPIPE; 0: no fault */
 } memory_fault_t;
@@ -286,8 +287,8 @@ static inline uint64_t memory_break_at(const memory_fabric_t *fabric, const memo
     uint32_t earlier = 0;
     for (const memory_link_t *other = fabric->links; other; other = other->next)
         earlier += memory_joins(other, fault->writer, fault->reader);
-    const bool hit =
-        fault->error && earlier == fault->nth && link->ranks[writer] == fault->writer && link->ranks[1 - writer] == fault->reader;
+    const bool hit = fault->error && (earlier == fault->nth || (fault->every && earlier > fault->nth)) &&
+                     link->ranks[writer] == fault->writer && link->ranks[1 - writer] == fault->reader;
     return hit ? fault->at_bytes : UINT64_MAX;
 }
 
