@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -282,6 +283,15 @@ def _speak_up(rank: int) -> None:
     logger.addHandler(handler)
     if rank == 0 and logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+
+
+def _forget_all() -> None:
+    """In a forked child: threads and connections are its parent's, and its own exit must not wait for them."""
+    _averagers.clear()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 @atexit.register

@@ -14,6 +14,10 @@ _EXCHANGES = 2
 """That an engine makes while it is created."""
 
 
+class _ElsewhereError(Exception):
+    """Another rank has no engine."""
+
+
 def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, label: str, transport: str) -> _C.Engine | str:
     """The engine of this rank, or why there is none: the same outcome, and the same text, on every rank. Collective.
 
@@ -28,10 +32,17 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
         done += 1
         return exchange(place, rank, world_size, timeout, f"the making of the engine of the {label}", value)
 
+    stopped: Exception | None = None  # why the exchange of addresses ended; it comes back out of Engine() as a text only
+
     def allgather(mine: bytes) -> list[bytes]:
-        answers = [bytes.fromhex(answer) for answer in meet(mine.hex()) if answer is not None]
-        if len(answers) < world_size:
-            raise RuntimeError("another rank has no engine")
+        nonlocal stopped
+        try:
+            answers = [bytes.fromhex(answer) for answer in meet(mine.hex()) if answer is not None]
+            if len(answers) < world_size:
+                raise _ElsewhereError
+        except Exception as error:
+            stopped = error
+            raise
         return answers
 
     engine, problem = None, None
@@ -39,15 +50,16 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
     try:
         engine = _C.Engine(rank, world_size, transport, interfaces, _host_of(store), store, allgather)
     except RuntimeError as error:
-        problem = str(error)
+        if stopped is not None and not isinstance(stopped, _ElsewhereError):
+            raise stopped from None
+        problem = str(error) if stopped is None else ""
     made = done
     for _ in range(made, _EXCHANGES):
         meet(None)
     problems = meet(problem)
-    if engine is not None and not any(problems):
+    if engine is not None and all(text is None for text in problems):
         return engine
-    own = [f"rank {at}: {text}" for at, text in enumerate(problems) if text and text != "another rank has no engine"]
-    return "; ".join(own[:4])
+    return "; ".join([f"rank {at}: {text}" for at, text in enumerate(problems) if text][:4])
 
 
 def _host_of(store: Store) -> str:
