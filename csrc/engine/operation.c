@@ -186,6 +186,15 @@ static uint64_t ring_at(const dss_operation_t *operation, uint32_t first, uint64
     return dss_operation_shard_at(operation, shard) / element_bytes(operation) + element;
 }
 
+/* Whether so many bytes are whole shards first, first-1, ... */
+static bool is_whole_shards(const dss_operation_t *operation, uint32_t first, uint64_t bytes, size_t width_bytes) {
+    const uint64_t before = bytes / width_bytes;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; sum < before; i++)
+        sum += shard_elements(operation, (first + operation->member_count - i) % operation->member_count);
+    return sum == before && bytes % width_bytes == 0;
+}
+
 /* ---- sending ------------------------------------------------------------------------------------------------------------ */
 
 static uint64_t sendable_in_ring(const dss_member_t *member, dss_phase_t *phase_p) {
@@ -202,7 +211,10 @@ static uint64_t sendable_in_ring(const dss_member_t *member, dss_phase_t *phase_
         there += previous->received[DSS_PHASE_GATHER];
     there = there < goal ? there : goal;
     const uint64_t sent = member->sent[*phase_p];
-    return there == goal || there - sent >= GATHER_PIECE ? there - sent : 0;
+    const uint32_t first = *phase_p == DSS_PHASE_REDUCE ? operation->position : (operation->position + 1) % operation->member_count;
+    /* The end of a shard goes at once, however little it is: what comes next may depend on it, all the way round. */
+    const bool goes = there - sent >= GATHER_PIECE || is_whole_shards(operation, first, there, width(operation, *phase_p));
+    return goes ? there - sent : 0;
 }
 
 uint64_t dss_operation_sendable(const dss_member_t *member, dss_phase_t *phase_p) {
