@@ -18,7 +18,7 @@ const char *dss_status_string(dss_status_t status) {
     case DSS_ERR_NOT_A_PARTITION:
         return "round is not a partition of the ranks";
     case DSS_ERR_CORRUPT:
-        return "serialised plan is damaged";
+        return "bytes are damaged or of another version";
     case DSS_ERR_TIMED_OUT:
         return "timed out";
     case DSS_ERR_MISMATCH:

@@ -148,12 +148,14 @@ static bool arm_all(dss_engine_t *engine) {
     return true;
 }
 
-/* What cannot be used yet is copied aside where the peer waits for its room; elsewhere it may as well stay where it is. */
+/* What cannot be used yet is copied aside: values of another operation, which somebody waits for, may lie behind it. With a single
+ * operation under way that cannot be, and it may stay where it is unless the peer waits for its room. */
 static bool unstall_all(dss_engine_t *engine) {
+    const bool single = engine->operations && !engine->operations->next;
     bool moved = false;
     for (uint32_t i = engine->ready_count; i-- > 0;) { /* backwards: a lost peer's place is taken by the last */
         dss_peer_t *peer = &engine->peers[engine->ready[i]];
-        if (peer->stalled && peer->stream->ops->peer_waits(peer->stream))
+        if (peer->stalled && (!single || peer->stream->ops->peer_waits(peer->stream)))
             moved = dss_peer_unstall(peer) || moved;
     }
     return moved;
@@ -235,18 +237,12 @@ static void drive(dss_engine_t *engine, const dss_operation_t *operation, uint64
         if (operation->completed)
             return;
         step_aside(engine);
-        if (moved) {
-            idle_since = 0;
-            continue;
-        }
         const uint64_t now = dss_now_ns();
         if (now >= deadline_ns)
             return;
-        if (now >= engine->next_tick_ns) {
-            tick(engine);
-            continue;
-        }
-        if (idle_since == 0)
+        if (now >= engine->next_tick_ns)
+            tick(engine); /* also while this operation moves: others have time-outs too */
+        if (moved || idle_since == 0)
             idle_since = now;
         if (now - idle_since < SPIN_NS)
             continue;
