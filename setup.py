@@ -1,4 +1,4 @@
-"""Builds the C core and the engine (csrc/core, csrc/engine) as a static C11 library and the shim (csrc/shim) as dssync_pg._C, against the installed torch.
+"""Builds the C core and engine (csrc/core, csrc/engine) as a C11 library, the shim (csrc/shim) as dssync_pg._C against torch.
 
 DSSYNC_WERROR=1 makes warnings errors (CI sets it).
 """

@@ -86,8 +86,8 @@ class Engine:
 class Averager:
     """Averages lists of tensors in the groups of a plan.
 
-    Launches are matched by (name, step): every rank gives the same sequence of steps, rounds and shapes; a difference is an error on
-    every member. The first error sticks: later launches fail with the same text.
+    Launches are matched by name and step, those of one step by their order: every rank gives the same sequence of steps, rounds and
+    shapes; a difference is an error on every member. The first error sticks: later launches fail with the same text.
     """
 
     def launch(
@@ -98,15 +98,15 @@ class Averager:
         what: str,  # for errors: "step 17 of sync 0"
     ) -> Work: ...
     def shutdown(self, abort: bool = False) -> None:
-        """No launches from now on: with `abort` at once, else after what was launched, within 2 s. What is left fails. Never raises."""
+        """No launches any more: at once with `abort`, else after what was launched, within 2 s. The rest fails. Never raises."""
 
     def set_timeout(self, timeout: timedelta) -> None: ...
     def stats(self) -> dict[str, Any]: ...
-    """launches, bytes_sent (payload bytes this rank put on the wire, counted as 2 (s-1)/s of what a group averages), seconds_waiting
-    (native: from launch to done), groups_formed, groups_cached (native: none), last_step, error (str | None)."""
+    """launches, bytes_sent (payload bytes this rank put on the wire, counted as 2 (s-1)/s of what a group averages),
+    seconds_waiting (native: from launch to done), groups_formed, groups_cached (native: none), last_step, error (str | None)."""
 
 class GlooAverager(Averager):
-    """Through inner groups of Gloo, formed when needed, one launch after the other, on a thread of its own (csrc/shim/gloo_averager)."""
+    """Through inner groups of Gloo, formed when needed, one launch after the other, on its own thread (csrc/shim/gloo_averager)."""
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class NativeAverager(Averager):
     def __init__(self, name: str, engine: Engine, plan: Plan, timeout: timedelta) -> None: ...
 
 class ProcessGroupDssync(Backend):
-    """The backend: AVG averages go to `averager` where there is one, all_reduces and barriers to `engine` where there is one, all else
-    to `inner` (Gloo); see csrc/shim/process_group."""
+    """The backend: AVG averages go to `averager` where there is one, all_reduces and barriers to `engine` where there is one, and
+    all else to `inner` (Gloo); see csrc/shim/process_group."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ Value: TypeAlias = int | str | bool
 
 _PREFIX = "DSSYNC_"
 _NOT_OPTIONS = ("DSSYNC_WERROR", "DSSYNC_SOCKET_IFNAME")
-"""Variables with our prefix that mean something elsewhere: to the build, and the network interface, which may differ between ranks."""
+"""Variables with our prefix that mean something elsewhere: to the build; the network interface, which ranks may have different."""
 
 
 class _Field:
@@ -116,8 +116,8 @@ class Options:
     auto_attach: bool = _UNSET
     """Whether DDP models on the group average their parameters by themselves. Default True."""
     engine: Literal["auto", "native", "gloo"] = _UNSET
-    """What carries averages, all_reduces and barriers: "native" (shared memory and TCP, in C), or "gloo"; "auto" is native where every
-    rank can have it."""
+    """What carries averages, all_reduces and barriers: "native" (shared memory and TCP, in C), or "gloo"; "auto" is native where
+    every rank can have it."""
     transport: Literal["auto", "shm", "tcp"] = _UNSET
     """Of the native engine: "auto" is shared memory between ranks of one host and TCP between hosts; the others take only that."""
 
