@@ -129,6 +129,10 @@ void dss_peer_lose(dss_peer_t *peer, const char *format, ...) {
     peer->engine->stats.lost_peers++;
     for (dss_member_t *member = first_unfinished(peer); member; member = first_unfinished(peer))
         dss_operation_fail(member->operation, DSS_ERR_PEER_LOST, phase, text);
+    for (dss_member_t *member = peer->operations, *next = NULL; member; member = next) { /* lost in the padding of a last frame */
+        next = member->next_of_peer;
+        dss_operation_check(member->operation);
+    }
 }
 
 void dss_ahead_destroy(dss_ahead_t *ahead) {
