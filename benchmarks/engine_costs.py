@@ -1,0 +1,134 @@
+"""What a group that was never used costs, and how much memory averaging a model takes, on the native engine and over Gloo.
+
+    python benchmarks/engine_costs.py
+
+Eight ranks on this host average a tensor in groups of four, in all 35 ways to divide eight ranks into two fours. The first time
+through, no group has been used before (all ranks are connected to each other already); the second time, all have. Then two ranks
+average a model of 256 MiB in 64 tensors; the peak of each process's resident memory is read from the kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import re
+import socket
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch import multiprocessing
+
+GROUPS_WORLD, MODEL_WORLD = 8, 2
+TENSORS, TENSOR_BYTES = 64, 4 << 20
+TIMEOUT = datetime.timedelta(minutes=2)
+ENGINES = {"native, shared memory": ("native", "shm"), "native, TCP": ("native", "tcp"), "Gloo": ("gloo", "auto")}
+
+
+def divisions() -> list[list[list[int]]]:
+    """Every way to divide the ranks into two groups of half the size."""
+    rest = range(1, GROUPS_WORLD)
+    firsts = [[0, *others] for others in itertools.combinations(rest, GROUPS_WORLD // 2 - 1)]
+    return [[first, [rank for rank in rest if rank not in first]] for first in firsts]
+
+
+def join(rank: int, world_size: int, port: int, engine: str, transport: str) -> Any:
+    """This rank's dssync group, as the package keeps it."""
+    import dssync_pg
+    from dssync_pg import _backend
+
+    torch.set_num_threads(1)
+    options = dssync_pg.Options(engine=engine, transport=transport, group_size=world_size)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("dssync", init_method=address, rank=rank, world_size=world_size, timeout=TIMEOUT, pg_options=options)
+    return _backend.live[0]
+
+
+def time_groups(rank: int, port: int, engine: str, transport: str, results: Any) -> None:
+    from dssync_pg import _C, _backend
+
+    group = join(rank, GROUPS_WORLD, port, engine, transport)
+    plan = _C.Plan.explicit(GROUPS_WORLD, divisions())
+    if group.engine is not None:
+        averager: Any = _C.NativeAverager("costs", group.engine, plan, TIMEOUT)
+    else:
+        store = _backend._own_connection(group.store)
+        averager = _C.GlooAverager("costs", store, rank, plan, _backend._make_gloo, TIMEOUT, max_groups=64)
+    tensor = torch.ones(16384)
+    averager.launch(0, 0, [(_C.EXACT_ROUND, [tensor])], "the first average").wait()  # connects everyone
+    passes: list[list[float]] = []
+    for turn in range(2):
+        passes.append([])
+        for round_ in range(plan.period):
+            dist.barrier()
+            begin = time.perf_counter()
+            averager.launch(1 + turn * plan.period + round_, 0, [(round_, [tensor])], "an average").wait()
+            passes[turn].append(time.perf_counter() - begin)
+    if rank == 0:
+        results["groups"] = [statistics.median(seconds) for seconds in passes]
+    averager.shutdown()
+    dist.destroy_process_group()
+
+
+def resident(name: str) -> int:
+    """Bytes, of /proc/self/status."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+
+
+def measure_model(rank: int, port: int, engine: str, transport: str, results: Any) -> None:
+    from dssync_pg import _C
+
+    group = join(rank, MODEL_WORLD, port, engine, transport)
+    model = [torch.ones(TENSOR_BYTES // 4) for _ in range(TENSORS)]
+    averager = group.make_averager("costs")
+    averager.launch(0, 0, [(_C.EXACT_ROUND, [torch.ones(16)])], "the first average").wait()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    averager.launch(1, 0, [(_C.EXACT_ROUND, model)], "the model").wait()
+    if rank == 0:
+        results["extra_bytes"] = resident("VmHWM") - before
+    averager.shutdown()
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON")
+    out = parser.parse_args().out
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    console = Console()
+    table = Table(
+        "engine", "never used", "used", "extra memory", "of the model", title="A group's first average; a model's average"
+    )
+    records = {}
+    manager = multiprocessing.Manager()
+    for name, (engine, transport) in ENGINES.items():
+        results = manager.dict()
+        multiprocessing.spawn(time_groups, (free_port(), engine, transport, results), nprocs=GROUPS_WORLD)  # type: ignore[attr-defined]
+        multiprocessing.spawn(measure_model, (free_port(), engine, transport, results), nprocs=MODEL_WORLD)  # type: ignore[attr-defined]
+        (first, second), extra = results["groups"], results["extra_bytes"]
+        share = extra / (TENSORS * TENSOR_BYTES)
+        table.add_row(name, f"{first * 1e3:.2f} ms", f"{second * 1e3:.2f} ms", f"{extra / 2**20:.1f} MiB", f"{share:.1%}")
+        records[name] = {"seconds_never_used": first, "seconds_used": second, "extra_bytes": extra, "of_the_model": share}
+    console.print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "engine_costs.json").write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
