@@ -18,6 +18,7 @@ import torch.distributed as dist
 from harness import rank_store, run_ranks
 from torch import Tensor
 from torch.distributed import ReduceOp
+from torch.distributed.distributed_c10d import _get_default_store as default_store
 
 import dssync_pg
 from dssync_pg import Options
@@ -110,14 +111,10 @@ def test_where_native_was_asked_for_it_is_an_error_on_every_rank(options):
     assert text.startswith("dssync: the default group has no native engine: rank 1: ") and "nosuch0" in text
 
 
-def by_interface(rank: int, size: int) -> tuple[str, dict[str, int], float, int]:
-    return what_is_used(rank, size)
-
-
 @pytest.mark.parametrize("variable", ["DSSYNC_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"])
 def test_an_interface_can_be_named(variable):
     env = {variable: "lo", "DSSYNC_TRANSPORT": "tcp", "DSSYNC_ENGINE": "native"}
-    assert run_ranks(2, by_interface, env=env) == [("native", {"tcp": 1}, 1.0, 0)] * 2
+    assert run_ranks(2, what_is_used, env=env) == [("native", {"tcp": 1}, 1.0, 0)] * 2
 
 
 # ---- all_reduce against Gloo -----------------------------------------------------------------------------------------------
@@ -202,7 +199,7 @@ def test_tensors_of_any_layout_and_nothing_around_them_is_touched(size):
 
 
 def many_in_flight(rank: int, size: int) -> bool:
-    tensors = [torch.full((1 << turn % 15,), float(rank + turn)) for turn in range(200)]
+    tensors = [torch.full((1 << turn % 17,), float(rank + turn)) for turn in range(200)]
     works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
     barrier = dist.barrier(async_op=True)
     for work in reversed(works):
@@ -241,7 +238,7 @@ def test_coalesced_calls_and_chained_futures():
 
 def in_many_orders(rank: int, size: int) -> list[Tensor]:
     """Each turn another rank comes last, when all others wait; then all at once."""
-    store = rank_store()
+    store = default_store()
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         for count in (1000, 100_000):
@@ -328,7 +325,7 @@ kept: list[object] = []
 
 
 def works_outlive(rank: int, size: int) -> tuple[str, float]:
-    store = rank_store()
+    store = default_store()
     done = dist.all_reduce(torch.ones(10), async_op=True)
     done.wait()
     future = done.get_future()
@@ -402,7 +399,7 @@ def test_a_forked_child_that_exits_leaves_its_parents_group_alone():
 
 
 def impatient(rank: int, size: int) -> str:
-    store = rank_store()
+    store = default_store()
     if rank == 1:
         store.wait(["gave up"])
         dist.barrier()

@@ -6,13 +6,16 @@ import os
 import re
 import signal
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from harness import die, rank_store, run_ranks
+from harness import die, run_ranks
 from torch.distributed import ReduceOp
+from torch.distributed.distributed_c10d import _abort_process_group
+from torch.distributed.distributed_c10d import _get_default_store as default_store
 
 from dssync_pg import Options
 
@@ -47,12 +50,18 @@ def error_of(work: Any) -> str:
     return ""
 
 
+def meet(rank: int, size: int, place: str) -> None:
+    """All ranks have come, and have done what they waited for before."""
+    default_store().set(f"{place} {rank}", "1")
+    default_store().wait([f"{place} {other}" for other in range(size)])
+
+
 # ---- a process that ends ---------------------------------------------------------------------------------------------------
 
 
 def killed(rank: int, size: int, operation: str) -> tuple[str, float]:
     """Rank 1 is killed once all others wait; gives back the error and the seconds from the kill to it."""
-    store = rank_store()
+    store = default_store()
     others = [str(other) for other in range(size) if other != 1]
     start("barrier").wait()
     if rank == 1:
@@ -85,7 +94,7 @@ def test_a_killed_rank_is_an_error_at_once_on_all_who_wait_for_it(operation):
 
 def killed_while_connecting(rank: int, size: int) -> tuple[str, float]:
     """Rank 1 is stopped before anybody has called it, so that callers hang in the handshake, and then killed."""
-    store = rank_store()
+    store = default_store()
     if rank == 1:
         store.set("pid", str(os.getpid()))
         time.sleep(60)
@@ -99,7 +108,7 @@ def killed_while_connecting(rank: int, size: int) -> tuple[str, float]:
     if rank == 0:
         store.wait(["2"])
         with pytest.raises(RuntimeError):  # they have called, and nobody answers
-            work.wait(torch.distributed.distributed_c10d.timedelta(seconds=0.3))
+            work.wait(timedelta(seconds=0.3))
         store.set("killed at", repr(time.monotonic()))
         os.kill(pid, signal.SIGKILL)
     text = error_of(work)
@@ -119,8 +128,8 @@ def test_a_rank_killed_in_the_handshake_is_an_error_at_once():
 # ---- a process that stops --------------------------------------------------------------------------------------------------
 
 
-def stopped(rank: int, size: int) -> tuple[str, float, list[float]]:
-    store = rank_store()
+def stopped(rank: int, size: int, count: int) -> tuple[str, float, list[float]]:
+    store = default_store()
     rest = dist.new_group([0, 2, 3], backend="dssync")
     dist.all_reduce(torch.ones(10))
     if rank == 1:
@@ -132,7 +141,7 @@ def stopped(rank: int, size: int) -> tuple[str, float, list[float]]:
         store.set("stopped", "1")
     store.wait(["stopped"])
     began = time.monotonic()
-    work = start("all_reduce")
+    work = dist.all_reduce(torch.ones(count), async_op=True)
     sums = []
     for turn in range(10):  # meanwhile, and after it
         tensor = torch.full((10_000,), float(turn))
@@ -146,8 +155,14 @@ def stopped(rank: int, size: int) -> tuple[str, float, list[float]]:
     return text, seconds, sums
 
 
-def test_a_stopped_rank_is_an_error_at_the_time_out_and_other_groups_go_on():
-    outcomes = run_ranks(4, stopped, pg_timeout=3, check=False)
+@pytest.mark.parametrize("count", [10_000, 1 << 21])
+def test_a_stopped_rank_is_an_error_at_the_time_out_and_other_groups_go_on(request, transport, count):
+    if transport == "tcp" and count > 10_000:
+        reason = (
+            "between hosts much goes round a ring, and who gives up first names those beside it, which may only wait themselves"
+        )
+        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=False))
+    outcomes = run_ranks(4, stopped, count, pg_timeout=3, check=False)
     for rank in (0, 2, 3):
         assert outcomes[rank].ok, outcomes[rank]
         text, seconds, sums = outcomes[rank].value
@@ -163,13 +178,13 @@ def test_a_stopped_rank_is_an_error_at_the_time_out_and_other_groups_go_on():
 def disagree(rank: int, size: int, what: str) -> tuple[str, float]:
     other = dist.new_group(backend="dssync")
     dist.barrier()
+    meet(rank, size, "the barrier")  # what fails later ends all that is under way in the group, on all ranks
     odd = rank == 1
     tensor = torch.ones(3000 if what == "size" and odd else 2000, dtype=torch.int32 if what == "dtype" and odd else torch.float32)
     if what == "kind" and odd:
         work = dist.barrier(async_op=True)
     elif what == "average" and odd:
-        with_average = dist.all_reduce_coalesced([tensor], op=ReduceOp.AVG, async_op=True)
-        work = with_average
+        work = dist.all_reduce_coalesced([tensor], op=ReduceOp.AVG, async_op=True)
     else:
         work = dist.all_reduce(tensor, op=ReduceOp.MAX if what == "op" and odd else ReduceOp.SUM, async_op=True)
     text = error_of(work)
@@ -198,7 +213,7 @@ def test_different_calls_are_an_error_on_all_ranks_with_both_sides_values(what):
 
 def second_failure(rank: int, size: int) -> str:
     """Calls differ; later rank 2 waits in vain for an average, which has keys of its own."""
-    store = rank_store()
+    store = default_store()
     first = error_of(dist.all_reduce(torch.ones(10 + rank // 2), async_op=True))
     assert "the ranks did not call the same thing" in first
     if rank != 2:
@@ -220,14 +235,14 @@ def test_a_later_error_quotes_what_failed_first():
 
 
 def aborts(rank: int, size: int) -> tuple[str, float]:
-    store = rank_store()
+    """Rank 0 aborts when ranks 0 and 2 wait for rank 1."""
+    store = default_store()
     dist.barrier()
-    work = start("all_reduce") if rank != 1 else dist.all_reduce(torch.ones(5), group=None, async_op=True) if size > 9 else None
-    store.set(str(rank), "waiting")
-    store.wait([str(other) for other in range(size)])
+    work = start("all_reduce") if rank != 1 else None
+    meet(rank, size, "posted")
     if rank == 0:
         store.set("aborted at", repr(time.monotonic()))
-        dist.distributed_c10d._abort_process_group()
+        _abort_process_group()
     text = error_of(work) if work is not None else ""
     seconds = time.monotonic() - float(store.get("aborted at"))
     store.set(f"{rank} done", "1")
