@@ -353,8 +353,8 @@ static bool write_out(dss_peer_t *peer) {
         }
         moved = moved || taken > 0;
         written(peer, (size_t)taken);
-        if (!in_output_frame(peer))
-            end_frame(peer);
+        if (peer->header_left == 0 && peer->payload_left == 0)
+            end_frame(peer); /* its padding concerns no operation */
         if ((size_t)taken < bytes) {
             peer->blocked = true;
             return moved;
