@@ -332,6 +332,7 @@ def check_native_slip(kind):
 
 
 def slip_elsewhere(rank, size):
+    signal = rank_store()
     averager = make_averager(rank, _C.Plan.explicit(4, PAIRS))
     count = 5 if rank == 0 else 6
     texts = [error_of(averager.launch(0, 0, [(0, [torch.ones(count)])], "step 0"))]
@@ -339,6 +340,8 @@ def slip_elsewhere(rank, size):
         texts.append(error_of(averager.launch(1, 0, [(1, [torch.ones(count)])], "step 1")))
     except dist.DistBackendError as error:
         texts.append(str(error))
+    signal.set(str(rank), "knows")
+    signal.wait([str(other) for other in range(size)])  # a rank that has gone could tell nobody why
     return texts
 
 
