@@ -96,6 +96,7 @@ class Averager:
         layout: int,  # hash of what is averaged; equal on all ranks
         parts: Sequence[tuple[int, Sequence[torch.Tensor]]],  # (round or EXACT_ROUND, dense tensors averaged in place)
         what: str,  # for errors: "step 17 of sync 0"
+        will_wait: bool = False,  # the caller waits right away: the engine's thread need not be woken
     ) -> Work: ...
     def shutdown(self, abort: bool = False) -> None:
         """No launches any more: at once with `abort`, else after what was launched, within 2 s. The rest fails. Never raises."""

@@ -21,7 +21,6 @@
 
 #define REDIAL_NS ((uint64_t)100 * 1000000u)
 #define CONNECT_PATIENCE_NS ((uint64_t)15 * 1000000000u) /* a host answers, however busy its processes are */
-#define MANY_NEIGHBOURS 5u                               /* on one host: the rings of each with each outgrow the caches */
 #define MAX_HANG_UPS 5u                                  /* a peer that hangs up so often in a row will not do otherwise */
 
 /* After the handshake on a Unix socket: the dialer offers shared memory, the acceptor says whether it took it. */
@@ -324,13 +323,6 @@ void dss_connect_accept(dss_engine_t *engine, int listener) {
     }
 }
 
-static bool has_many_neighbours(const dss_engine_t *engine) {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < engine->identity.world_size; i++)
-        count += engine->peers[i].same_host && i != engine->identity.rank;
-    return count >= MANY_NEIGHBOURS;
-}
-
 /* The call has served: its stream, or the shared memory over it, is the peer's. */
 static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int bell) {
     dss_peer_t *peer = call->peer;
@@ -353,7 +345,7 @@ static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int be
             return;
         }
         dss_stream_shared_set_bell(rings, bell);
-        dss_stream_shared_set_streaming(rings, has_many_neighbours(call->engine));
+        dss_stream_shared_set_streaming(rings, call->engine->has_many_neighbours);
         stream = rings;
     }
     call->stream = NULL;

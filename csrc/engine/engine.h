@@ -29,6 +29,7 @@
 #define DSS_EAGER_TOTAL ((size_t)1 << 20)      /* the same, for all operations of one peer */
 #define DSS_FLAT_BYTES ((size_t)8 << 10)       /* up to here everyone sends all to all: one latency instead of two */
 #define DSS_RING_FROM_BYTES ((size_t)64 << 10) /* from here on, members on several hosts exchange in a ring */
+#define DSS_MANY_NEIGHBOURS 5u                 /* on one host: the rings of each with each outgrow the caches */
 #define DSS_MAX_AHEAD 65536u                   /* operations a peer may have posted that we have not */
 #define DSS_MAX_FAIL_TEXT 1024u
 #define DSS_HANDSHAKE_PATIENCE_NS ((uint64_t)10 * 1000000000u) /* for a caller that has not proved itself */
@@ -303,8 +304,9 @@ struct dss_engine {
     dss_transport_t transport;
     unsigned generation; /* of the process that made it; its forked children may do nothing with it */
     dss_fabric_t fabric; /* of tests; dial NULL: sockets */
-    uint32_t *hosts;     /* the lowest rank on each rank's host; owned */
-    dss_peer_t *peers;   /* by rank; the own one is unused; owned */
+    bool has_many_neighbours;
+    uint32_t *hosts;   /* the lowest rank on each rank's host; owned */
+    dss_peer_t *peers; /* by rank; the own one is unused; owned */
     void (*log)(void *argument, const char *text);
     void *log_argument;
 

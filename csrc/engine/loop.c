@@ -391,12 +391,15 @@ static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *
     uint32_t host = 0;
     while (host < params->rank && !(engine->transport != DSS_TRANSPORT_TCP && dss_connect_reaches(&cards[host])))
         host++;
+    uint32_t neighbour_count = 0;
     const dss_status_t status = params->oob.allgather(params->oob.argument, &host, sizeof host, engine->hosts, error_p);
     for (uint32_t i = 0; status == DSS_OK && i < params->world_size; i++) {
         if (engine->hosts[i] > i)
             return dss_fail(error_p, DSS_ERR_CORRUPT, "rank %u names rank %u as the first of its host", i, engine->hosts[i]);
         engine->peers[i].same_host = engine->hosts[i] == host;
+        neighbour_count += engine->hosts[i] == host && i != params->rank;
     }
+    engine->has_many_neighbours = neighbour_count >= DSS_MANY_NEIGHBOURS;
     return status;
 }
 

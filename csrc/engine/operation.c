@@ -6,6 +6,7 @@
  * arrival, so that a result does not depend on chance; what comes before its turn is staged. A pair reduces both ways at once: each
  * value that comes is reduced into the own one, but not before that has been sent.
  */
+#include "copy.h"
 #include "engine.h"
 
 #include <stdio.h>
@@ -431,7 +432,10 @@ static void gathered(dss_member_t *member, const uint8_t *bytes, size_t bytes_co
         size_t piece = 0;
         uint8_t *own = dss_segments_at(&operation->segments, begin + used, &piece);
         piece = piece < bytes_count - used ? piece : bytes_count - used;
-        memcpy(own, bytes + used, piece);
+        if (operation->engine->has_many_neighbours)
+            dss_copy_streaming(own, bytes + used, piece);
+        else
+            memcpy(own, bytes + used, piece);
         used += piece;
     }
 }

@@ -12,13 +12,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if defined(__x86_64__)
-#include <emmintrin.h>
-#endif
+#include "copy.h"
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define PIECE_BYTES ((size_t)64 << 10) /* after so many the other side is told: it works on them while this one goes on */
-#define STREAMING_BYTES ((size_t)4096)
 #define PEEKS_BETWEEN_LOOKS 64u /* of a caller that only peeks: how often it pays a system call to see whether the peer lives */
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics with locks do not work between processes");
@@ -231,34 +228,6 @@ static void shared_flush(dss_stream_t *base) {
         shared_ring(stream);
 }
 
-#if defined(__x86_64__)
-/* Past the caches: neither is the target read first, nor does it push out what is worked on. */
-static void copy_streaming(uint8_t *restrict target, const uint8_t *restrict source, size_t bytes_count) {
-    size_t at = 0;
-    for (; at + 64 <= bytes_count; at += 64) {
-        const __m128i line[4] = {_mm_loadu_si128((const __m128i *)(const void *)(source + at)),
-                                 _mm_loadu_si128((const __m128i *)(const void *)(source + at + 16)),
-                                 _mm_loadu_si128((const __m128i *)(const void *)(source + at + 32)),
-                                 _mm_loadu_si128((const __m128i *)(const void *)(source + at + 48))};
-        for (size_t i = 0; i < 4; i++)
-            _mm_stream_si128((__m128i *)(void *)(target + at + 16 * i), line[i]);
-    }
-    memcpy(target + at, source + at, bytes_count - at);
-    _mm_sfence(); /* such stores are not ordered by the publication that follows */
-}
-#endif
-
-static void copy_into_ring(const shared_stream_t *stream, uint8_t *target, const uint8_t *source, size_t bytes_count) {
-#if defined(__x86_64__)
-    if (stream->streaming && bytes_count >= STREAMING_BYTES && (uintptr_t)target % 16 == 0) {
-        copy_streaming(target, source, bytes_count);
-        return;
-    }
-#endif
-    memcpy(target, source, bytes_count);
-    (void)stream;
-}
-
 /* Copies what fits of one buffer and publishes it piece by piece; how many bytes. */
 static size_t shared_put(shared_stream_t *stream, const uint8_t *bytes, size_t bytes_count) {
     size_t put = 0;
@@ -268,7 +237,11 @@ static size_t shared_put(shared_stream_t *stream, const uint8_t *bytes, size_t b
         size_t piece = bytes_count - put;
         piece = piece < stream->room ? piece : stream->room;
         piece = piece < PIECE_BYTES ? piece : PIECE_BYTES;
-        copy_into_ring(stream, stream->outgoing + (stream->tail & (stream->ring_bytes - 1)), bytes + put, piece);
+        uint8_t *target = stream->outgoing + (stream->tail & (stream->ring_bytes - 1));
+        if (stream->streaming)
+            dss_copy_streaming(target, bytes + put, piece);
+        else
+            memcpy(target, bytes + put, piece);
         stream->tail += piece;
         stream->room -= piece;
         put += piece;

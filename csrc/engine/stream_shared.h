@@ -62,8 +62,7 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
  * turns. */
 void dss_stream_shared_set_bell(dss_stream_t *stream, int bell);
 
-/* Whether large writes go past the caches: a quarter faster where the rings of many peers do not fit into them, a quarter slower
- * where they do. */
+/* Whether writes go past the caches, see copy.h. */
 void dss_stream_shared_set_streaming(dss_stream_t *stream, bool streaming);
 
 #endif

@@ -38,8 +38,9 @@ class Averager {
     Averager &operator=(const Averager &) = delete;
 
     // Averages the tensors in place; returns at once. Throws if an earlier launch failed or a tensor cannot be averaged.
+    // willWait: the caller waits right away, so nobody else need be woken to work on it.
     virtual c10::intrusive_ptr<WorkDssync> launch(const Operation &operation, uint64_t step, uint64_t layout,
-                                                  std::vector<Part> parts, std::string what) = 0;
+                                                  std::vector<Part> parts, std::string what, bool willWait) = 0;
     // No launches from now on; with `abort` at once, else after what has been launched, for at most two seconds. What is left
     // fails.
     virtual void shutdown(bool abort) = 0;

@@ -146,15 +146,15 @@ void bindShim(py::module_ &m) {
         .def(
             "launch",
             [](Averager &averager, uint64_t step, uint64_t layout, const std::vector<std::pair<uint32_t, Tensors>> &parts,
-               std::string what) -> c10::intrusive_ptr<c10d::Work> {
+               std::string what, bool willWait) -> c10::intrusive_ptr<c10d::Work> {
                 std::vector<Part> all;
                 for (const auto &[round, tensors] : parts) {
                     all.push_back({round, tensors});
                 }
                 py::gil_scoped_release released;
-                return averager.launch(kAverage, step, layout, std::move(all), std::move(what));
+                return averager.launch(kAverage, step, layout, std::move(all), std::move(what), willWait);
             },
-            py::arg("step"), py::arg("layout"), py::arg("parts"), py::arg("what"))
+            py::arg("step"), py::arg("layout"), py::arg("parts"), py::arg("what"), py::arg("will_wait") = false)
         .def("shutdown", &Averager::shutdown, py::arg("abort") = false, py::call_guard<py::gil_scoped_release>())
         .def("set_timeout", &Averager::setTimeout, py::arg("timeout"))
         .def("stats", &statsOf);

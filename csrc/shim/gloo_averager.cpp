@@ -494,7 +494,7 @@ GlooAverager::~GlooAverager() {
 }
 
 c10::intrusive_ptr<WorkDssync> GlooAverager::launch(const Operation &operation, uint64_t step, uint64_t layout,
-                                                    std::vector<Part> parts, std::string what) {
+                                                    std::vector<Part> parts, std::string what, bool /*willWait*/) {
     return thread_->launch(operation, step, layout, std::move(parts), std::move(what));
 }
 

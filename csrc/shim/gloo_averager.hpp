@@ -34,7 +34,7 @@ class GlooAverager final : public Averager {
     ~GlooAverager() override; // shutdown(abort)
 
     c10::intrusive_ptr<WorkDssync> launch(const Operation &operation, uint64_t step, uint64_t layout, std::vector<Part> parts,
-                                          std::string what) override;
+                                          std::string what, bool willWait) override;
     void shutdown(bool abort) override;
     void setTimeout(std::chrono::milliseconds timeout) override;
     const PlanHandle &plan() const override;

@@ -86,7 +86,7 @@ NativeAverager::~NativeAverager() {
 }
 
 c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation, uint64_t step, uint64_t layout,
-                                                      std::vector<Part> parts, std::string what) {
+                                                      std::vector<Part> parts, std::string what, bool willWait) {
     const auto all = checkParts(state_->plan, parts, what);
     auto streams = std::make_shared<const SideStreams>(all);
     auto work =
@@ -165,14 +165,14 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
         state->finish(outcome, since);
         work->complete(outcome);
     };
-    auto post = [state = state_, work, streams, operations = std::move(operations), what = std::move(what), timeout,
+    auto post = [state = state_, work, streams, operations = std::move(operations), what = std::move(what), timeout, willWait,
                  done](bool dropped) {
         if (dropped) {
             done(averagerShutDown(what));
             return;
         }
         streams->synchronize();
-        work->driveBy(state->engine->post(operations, what, timeout, /*willWait=*/false, done));
+        work->driveBy(state->engine->post(operations, what, timeout, willWait, done));
     };
     queue->runOrQueue(!streams->streams().empty(), std::move(post));
     return work;

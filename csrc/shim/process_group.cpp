@@ -356,7 +356,7 @@ bool ProcessGroupDssync::isAveraged(const Tensors &tensors) const {
            tensor.numel() * static_cast<int64_t>(tensor.element_size()) >= minBytes_;
 }
 
-ProcessGroupDssync::WorkPtr ProcessGroupDssync::average(Averager &averager, const at::Tensor &tensor) {
+ProcessGroupDssync::WorkPtr ProcessGroupDssync::average(Averager &averager, const at::Tensor &tensor, bool willWait) {
     std::shared_ptr<const PythonCallback> first;
     {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -371,7 +371,7 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::average(Averager &averager, cons
     const uint64_t call = averages_++;
     ++sequence_;
     std::vector<Part> parts{{dss_plan_round_of_call(averager.plan().get(), call), {tensor}}};
-    return averager.launch(kAllReduce, call, layout, std::move(parts), c10::str("all_reduce(AVG) call ", call));
+    return averager.launch(kAllReduce, call, layout, std::move(parts), c10::str("all_reduce(AVG) call ", call), willWait);
 }
 
 ProcessGroupDssync::WorkPtr ProcessGroupDssync::broadcast(Tensors &tensors, const c10d::BroadcastOptions &options) {
@@ -387,7 +387,7 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::allreduce(Tensors &tensors, cons
     auto inner = enter(kAllReduce);
     if (isAverage(options.reduceOp)) {
         if (auto averager = this->averager(); averager && isAveraged(tensors)) {
-            return average(*averager, tensors.front());
+            return average(*averager, tensors.front(), !options.asyncOp && tensors.front().is_cpu());
         }
     }
     if (auto call = tensors.size() == 1

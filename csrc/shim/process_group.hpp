@@ -110,7 +110,7 @@ class ProcessGroupDssync final : public c10d::Backend {
                                             std::shared_ptr<const SideStreams> streams);
     WorkPtr start(Call call);
     bool isAveraged(const Tensors &tensors) const;
-    WorkPtr average(Averager &averager, const at::Tensor &tensor);
+    WorkPtr average(Averager &averager, const at::Tensor &tensor, bool willWait);
     // The call, if the engine takes it; all_reduces and barriers are numbered on every rank alike.
     std::optional<Call> nativeCall(const Operation &operation, const BackendPtr &inner, const Tensors &tensors,
                                    const c10d::ReduceOp &op, std::chrono::milliseconds timeout, bool willWait);
