@@ -305,6 +305,7 @@ struct dss_engine {
     unsigned generation; /* of the process that made it; its forked children may do nothing with it */
     dss_fabric_t fabric; /* of tests; dial NULL: sockets */
     bool has_many_neighbours;
+    uint64_t spin_ns;  /* a driver looks for so long before it sleeps */
     uint32_t *hosts;   /* the lowest rank on each rank's host; owned */
     dss_peer_t *peers; /* by rank; the own one is unused; owned */
     void (*log)(void *argument, const char *text);

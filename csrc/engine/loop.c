@@ -23,7 +23,9 @@
 #include "descriptors.h"
 
 #define EVENT_COUNT 64
-#define SPIN_NS ((uint64_t)4 * 1000u)           /* a look or two before the trip through the kernel */
+#define SPIN_NS ((uint64_t)10 * 1000u)          /* a few looks before the trip through the kernel, which costs more */
+#define CROWDED_SPIN_NS ((uint64_t)1 * 1000u)   /* the same where ranks outnumber processors: who looks keeps another from working \
+                                                 */
 #define PARK_NS ((uint64_t)10 * 1000000u)       /* the thread looks whether the driver has gone */
 #define FAREWELL_NS ((uint64_t)1000 * 1000000u) /* for what is still in the queues at the end */
 
@@ -244,7 +246,7 @@ static void drive(dss_engine_t *engine, const dss_operation_t *operation, uint64
             tick(engine); /* also while this operation moves: others have time-outs too */
         if (moved || idle_since == 0)
             idle_since = now;
-        if (now - idle_since < SPIN_NS)
+        if (now - idle_since < engine->spin_ns)
             continue;
         sleep_until(engine, earlier(deadline_ns, engine->next_tick_ns));
         idle_since = 0;
@@ -400,6 +402,7 @@ static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *
         neighbour_count += engine->hosts[i] == host && i != params->rank;
     }
     engine->has_many_neighbours = neighbour_count >= DSS_MANY_NEIGHBOURS;
+    engine->spin_ns = (long)neighbour_count < sysconf(_SC_NPROCESSORS_ONLN) ? SPIN_NS : CROWDED_SPIN_NS;
     return status;
 }
 
