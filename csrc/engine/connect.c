@@ -172,7 +172,8 @@ static void dial_again(dss_peer_t *peer, uint64_t in_ns) {
 static void hung_up(dss_call_t *call, const char *why) {
     dss_peer_t *peer = call->peer;
     const bool dialed = peer && peer->dial == call;
-    const bool proved = call->handshake.state >= DSS_HANDSHAKE_ACCEPTOR_PROOF; /* it hung up because the other call is used */
+    const dss_handshake_state_t state = call->handshake.state; /* one of this job hangs up when the other's call is used */
+    const bool proved = state >= DSS_HANDSHAKE_ACCEPTOR_PROOF && state <= DSS_HANDSHAKE_DONE;
     if (!dialed && call->said_anything && !proved)
         dss_engine_log(call->engine, "dropped a caller: %s", why);
     end_call(call);
