@@ -198,3 +198,42 @@ def test_wrong_arguments():
     for words in ("5 uplink 1", "x uplink 1 2", "5 nothing 1 2", "5 traffic 1", "5"):
         with pytest.raises(ClusterError, match="must be SECONDS uplink RACK MBIT"):
             cluster._change(words.split())
+
+
+TWO_HOSTS = """
+import os, sys
+import torch, torch.distributed as dist
+host, place = int(os.environ["RANK"]), int(sys.argv[1])
+rank = 2 * place + host  # the ranks of a host are not neighbours: the ring must order them by host
+if place == 0 and os.fork() == 0:
+    os.execv(sys.executable, [sys.executable, __file__, "1"])
+torch.set_num_threads(1)
+os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), "4"
+import dssync_pg
+dist.init_process_group("dssync", pg_options=dssync_pg.Options(engine="native"))
+from dssync_pg import _backend
+engine = _backend.live[0].engine
+assert engine.hosts == [0, 1, 0, 1], engine.hosts
+for dtype in (torch.float32, torch.bfloat16, torch.int64):
+    tensor = torch.arange(300_001).remainder(7).to(dtype) + rank
+    expected = (torch.arange(300_001).remainder(7) * 4 + 6).to(dtype)
+    dist.all_reduce(tensor)
+    assert torch.equal(tensor, expected), dtype
+stats = engine.stats()
+assert stats["shm_peers"] == 1 and stats["tcp_peers"] in (1, 2), stats  # 2 if a rank is in the barrier already
+dist.barrier()
+dist.destroy_process_group()
+if place == 0:
+    assert os.wait()[1] == 0
+print("done", rank)
+"""
+
+
+@able
+def test_shared_memory_inside_hosts_and_tcp_between_them(tmp_path):
+    """Two ranks in each of two network namespaces: what cannot pass shared memory counts as another host."""
+    script = tmp_path / "two_hosts.py"
+    script.write_text(TWO_HOSTS)
+    with Cluster([1, 1], 500, 500) as bed:
+        job = bed.start([sys.executable, str(script), "0"], logs=tmp_path)
+        assert job.wait(120) == [0, 0], [(tmp_path / f"rank{rank}.log").read_text() for rank in range(2)]
