@@ -24,8 +24,7 @@
 
 #define EVENT_COUNT 64
 #define SPIN_NS ((uint64_t)10 * 1000u)          /* a few looks before the trip through the kernel, which costs more */
-#define CROWDED_SPIN_NS ((uint64_t)1 * 1000u)   /* the same where ranks outnumber processors: who looks keeps another from working \
-                                                 */
+#define CROWDED_SPIN_NS ((uint64_t)1 * 1000u)   /* where ranks outnumber processors: who looks keeps another away */
 #define PARK_NS ((uint64_t)10 * 1000000u)       /* the thread looks whether the driver has gone */
 #define FAREWELL_NS ((uint64_t)1000 * 1000000u) /* for what is still in the queues at the end */
 
