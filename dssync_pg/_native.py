@@ -32,7 +32,7 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
         done += 1
         return exchange(place, rank, world_size, timeout, f"the making of the engine of the {label}", value)
 
-    stopped: Exception | None = None  # why the exchange of addresses ended; it comes back out of Engine() as a text only
+    stopped: BaseException | None = None  # why the exchange of addresses ended; it comes back out of Engine() as a text only
 
     def allgather(mine: bytes) -> list[bytes]:
         nonlocal stopped
@@ -40,7 +40,7 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
             answers = [bytes.fromhex(answer) for answer in meet(mine.hex()) if answer is not None]
             if len(answers) < world_size:
                 raise _ElsewhereError
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C too: the C interface carries only its text
             stopped = error
             raise
         return answers

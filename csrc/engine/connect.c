@@ -555,7 +555,9 @@ void dss_connect_progress(dss_call_t *call, uint32_t events) {
     if (!call->connected) {
         int error = 0;
         socklen_t length = sizeof error;
-        if (getsockopt(call->watch.fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0 || error != 0) {
+        if (getsockopt(call->watch.fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0)
+            error = errno;
+        if (error != 0) {
             dss_peer_t *peer = call->peer;
             end_call(call);
             dial_failed(peer, error);

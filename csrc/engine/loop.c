@@ -137,10 +137,17 @@ static void empty_trash(dss_engine_t *engine) {
     }
 }
 
-/* False if something has come meanwhile. */
+static bool has_output(const dss_peer_t *peer) {
+    return peer->state == DSS_PEER_READY &&
+           (peer->control.begin < peer->control.end || peer->header_left || peer->payload_left || peer->padding_left);
+}
+
+/* False if something has come meanwhile, or was said (a failure, perhaps) and not sent. */
 static bool arm_all(dss_engine_t *engine) {
     for (uint32_t i = 0; i < engine->ready_count; i++) {
         dss_peer_t *peer = &engine->peers[engine->ready[i]];
+        if (has_output(peer) && !peer->blocked)
+            return false;
         const uint32_t events = peer->stream->ops->arm(peer->stream, peer->blocked);
         if (events == 0)
             return false;
@@ -250,11 +257,6 @@ static void drive(dss_engine_t *engine, const dss_operation_t *operation, uint64
         sleep_until(engine, earlier(deadline_ns, engine->next_tick_ns));
         idle_since = 0;
     }
-}
-
-static bool has_output(const dss_peer_t *peer) {
-    return peer->state == DSS_PEER_READY &&
-           (peer->control.begin < peer->control.end || peer->header_left || peer->payload_left || peer->padding_left);
 }
 
 /* Whether somebody must work on it, though nobody waits. */
@@ -536,6 +538,8 @@ void dss_engine_destroy(dss_engine_t *engine) {
         dss_engine_lock(engine);
     }
     fail_all(engine, DSS_ERR_SHUT_DOWN, "the process group has been shut down");
+    dss_engine_unlock(engine); /* the callbacks; with any due, nobody would sleep */
+    dss_engine_lock(engine);
     if (engine->peers)
         say_goodbye(engine);
     dss_engine_unlock(engine);

@@ -102,9 +102,10 @@ class Call {
 };
 
 void operationDone(void *argument, dss_status_t status, const char *text) {
-    const std::unique_ptr<std::shared_ptr<Call>> call(static_cast<std::shared_ptr<Call> *>(argument));
+    std::unique_ptr<std::shared_ptr<Call>> call(static_cast<std::shared_ptr<Call> *>(argument));
     const bool before = std::exchange(insideDone, true);
     (*call)->finishOne(status, text);
+    call.reset(); // perhaps the last to hold the engine
     insideDone = before;
 }
 

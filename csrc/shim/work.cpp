@@ -157,16 +157,21 @@ bool WorkDssync::wait(std::chrono::milliseconds timeout) {
     {
         const auto deadline = std::chrono::steady_clock::now() + timeout;
         std::unique_lock<std::mutex> lock(mutex_);
-        if (drive_ && !completed_) {
+        bool driven = false;
+        auto ready = [&] { return completed_ || lazy_ || (drive_ && !driven); };
+        auto waitUntilReady = [&] {
+            return timeout == kNoTimeout ? (cv_.wait(lock, ready), true) : cv_.wait_until(lock, deadline, ready);
+        };
+        bool inTime = waitUntilReady();
+        if (inTime && !completed_ && !lazy_) {
             const auto drive = drive_;
+            driven = true;
             lock.unlock();
             drive(timeout);
             lock.lock();
+            inTime = waitUntilReady();
         }
-        auto ready = [this] { return completed_ || lazy_; };
-        if (timeout == kNoTimeout) {
-            cv_.wait(lock, ready);
-        } else if (!cv_.wait_until(lock, deadline, ready)) {
+        if (!inTime) {
             const auto text = std::make_exception_ptr(std::runtime_error("Operation timed out after " + describeSeconds(timeout)));
             lock.unlock();
             std::rethrow_exception(translate(text, attached_ ? "transfer" : "start"));
