@@ -176,7 +176,6 @@ struct dss_peer {
     dss_stream_t *stream; /* owned; READY only */
     dss_watch_t watch;
     dss_member_t *operations; /* unfinished ones with this peer */
-    size_t unfinished_count;
 
     /* reading */
     bool in_frame;

@@ -212,7 +212,6 @@ void dss_peer_forget(dss_member_t *member) {
     if (member->next_of_peer)
         member->next_of_peer->previous_of_peer_p = member->previous_of_peer_p;
     member->previous_of_peer_p = NULL;
-    peer->unfinished_count--;
     dss_bytes_release(&member->staged);
 }
 

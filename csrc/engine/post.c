@@ -163,7 +163,6 @@ static void join_peer(dss_member_t *member) {
         member->next_of_peer->previous_of_peer_p = &member->next_of_peer;
     member->previous_of_peer_p = &peer->operations;
     peer->operations = member;
-    peer->unfinished_count++;
     if (peer->state == DSS_PEER_READY)
         dss_member_announce(member);
     const uint64_t bytes = member->send_goal[DSS_PHASE_REDUCE];
