@@ -3,8 +3,9 @@
  *
  * Divide-and-shuffle synchronization (Wang et al., arXiv 2007.03298) averages the parameters of N workers inside small,
  * non-overlapping groups that change from step to step. This core decides who averages with whom (plans), which part of the
- * parameters takes which round (stripes), and does the arithmetic of an average (kernels). It knows no thread, no socket, no
- * Python and no torch; every function is reentrant, and a handle may be read by many threads at once.
+ * parameters takes which round (stripes), what that costs on a given network (topology, cost, simulation), and does the arithmetic
+ * of an average (kernels). It knows no thread, no socket, no Python and no torch; every function is reentrant, and a handle may be
+ * read by many threads at once.
  *
  * Conventions: functions return dss_status_t; outputs are the parameters named `..._p`; parameter structs begin with their own
  * size so that they can grow; sizes in bytes say `_bytes`, numbers of things say `_count`. A failing call leaves its outputs
@@ -59,13 +60,59 @@ typedef struct dss_error {
 
 DSS_API const char *dss_status_string(dss_status_t status);
 
+/* ---- topology ----------------------------------------------------------------------------------------------------------- */
+
+typedef struct dss_topology dss_topology_t; /* immutable once made; owned by whoever created it */
+
+/* One link, both directions at once. */
+typedef struct dss_link {
+    double bytes_per_s; /* on the wire, headers included; INFINITY: never the bottleneck */
+    double latency_s;   /* added by this link to a message that crosses it */
+} dss_link_t;
+
+/* Cluster > racks > hosts > workers. A host's NIC is shared by its workers, a rack's uplink by its hosts. */
+typedef struct dss_topology_params {
+    size_t params_bytes; /* sizeof(dss_topology_params_t) */
+    uint32_t world_size;
+    uint32_t host_count;
+    uint32_t rack_count;
+    const uint32_t *host_of;   /* [world_size] */
+    const uint32_t *rack_of;   /* [host_count] */
+    const dss_link_t *nics;    /* [host_count] */
+    const dss_link_t *uplinks; /* [rack_count] */
+    dss_link_t memory;         /* between workers of one host, shared by them; what one worker writes is counted once */
+} dss_topology_params_t;
+
+/* Every host and rack has to hold a worker; numbers are kept as given. DSS_ERR_INVALID_ARGUMENT names what is wrong. */
+DSS_API dss_status_t dss_topology_create(const dss_topology_params_t *params, dss_topology_t **topology_p, dss_error_t *error_p);
+DSS_API void dss_topology_destroy(dss_topology_t *topology); /* NULL is allowed */
+DSS_API uint32_t dss_topology_world_size(const dss_topology_t *topology);
+DSS_API uint32_t dss_topology_host_count(const dss_topology_t *topology);
+DSS_API uint32_t dss_topology_rack_count(const dss_topology_t *topology);
+DSS_API uint32_t dss_topology_host_of(const dss_topology_t *topology, uint32_t rank);
+DSS_API uint32_t dss_topology_rack_of_host(const dss_topology_t *topology, uint32_t host);
+DSS_API uint32_t dss_topology_rack_of(const dss_topology_t *topology, uint32_t rank);
+DSS_API dss_link_t dss_topology_nic(const dss_topology_t *topology, uint32_t host);
+DSS_API dss_link_t dss_topology_uplink(const dss_topology_t *topology, uint32_t rack);
+DSS_API dss_link_t dss_topology_memory(const dss_topology_t *topology);
+/* The members, ascending, of a rack; they belong to the topology. */
+DSS_API dss_status_t dss_topology_rack(const dss_topology_t *topology, uint32_t rack, const uint32_t **members_p,
+                                       uint32_t *member_count_p);
+
+/* Bytes on an Ethernet wire for each byte of payload over TCP: 1514 bytes a frame carry 1448. */
+#define DSS_WIRE_OVERHEAD (1514.0 / 1448.0)
+
 /* ---- plans -------------------------------------------------------------------------------------------------------------- */
 
 typedef enum dss_plan_kind {
-    DSS_PLAN_AUTO = 0,     /* grid where its groups stay small, else random */
+    DSS_PLAN_AUTO = 0,     /* with a topology the cheapest by the cost model, else grid where its groups stay small, else random */
     DSS_PLAN_GRID = 1,     /* mixed radix: exact consensus after every period */
     DSS_PLAN_RANDOM = 2,   /* seeded permutations cut into groups, unequal where the size does not divide N */
     DSS_PLAN_EXPLICIT = 3, /* rounds given by hand */
+    DSS_PLAN_EXACT = 4,    /* all ranks in one group, each step */
+    DSS_PLAN_LEADERS = 5,  /* the paper's: one worker a rack in a group of leaders, the others in their rack; leaders rotate */
+    DSS_PLAN_STRIPED = 6,  /* rack-local rounds and a delayed crossing round; needs stripes */
+    DSS_PLAN_HYBRID = 7,   /* gradients exact inside a rack; here the crossing rounds, no others */
 } dss_plan_kind_t;
 
 #define DSS_PLAN_MAX_WORLD_SIZE (1u << 24)
@@ -80,7 +127,15 @@ typedef struct dss_plan_params {
     uint32_t group_size; /* wanted workers a group; 0: pairs while 3 rounds suffice, else the smallest size that needs at most 3 */
     uint32_t max_period; /* most rounds in a period; 0: 8 */
     uint64_t seed;       /* shuffles random plans and the order of calls outside a step */
+
+    /* what AUTO, LEADERS, STRIPED and HYBRID plan for */
+    const dss_topology_t *topology; /* NULL: no links are known, and AUTO is grid or random */
+    uint64_t model_bytes;           /* averaged each step; 0: 32 MiB */
+    double compute_s;               /* of a step without synchronisation; 0 is the worst case */
+    uint32_t delay;                 /* tau; DSS_DELAY_AUTO: the smallest that hides a crossing */
 } dss_plan_params_t;
+
+#define DSS_DELAY_AUTO UINT32_MAX
 
 DSS_API dss_status_t dss_plan_create(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p);
 
@@ -101,6 +156,17 @@ DSS_API uint32_t dss_plan_period(const dss_plan_t *plan);         /* P, the numb
 DSS_API uint32_t dss_plan_max_group_size(const dss_plan_t *plan); /* of the largest group of any round */
 DSS_API uint64_t dss_plan_seed(const dss_plan_t *plan);
 DSS_API uint32_t dss_plan_group_count(const dss_plan_t *plan, uint32_t round);
+
+/* How many stripes the plan is made for: striped plans say P, so that of P consecutive rounds one crosses; others their period. */
+DSS_API uint32_t dss_plan_stripe_count(const dss_plan_t *plan);
+/* Whether groups of this round hold workers of several racks that average hierarchically, the part between racks in the background:
+ * at once all workers of a rack take the rack's mean, and dss_plan_delay() steps later add the same correction. */
+DSS_API int dss_plan_is_crossing(const dss_plan_t *plan, uint32_t round);
+DSS_API uint32_t dss_plan_delay(const dss_plan_t *plan);                  /* tau, in steps; 0: a crossing is waited for */
+DSS_API uint32_t dss_plan_rack_of(const dss_plan_t *plan, uint32_t rank); /* 0 for plans that know no racks */
+DSS_API uint32_t dss_plan_rack_count(const dss_plan_t *plan);             /* 1 for plans that know no racks */
+/* Steps until every parameter was averaged over all ranks at the latest, delays included; 0: the plan never does that exactly. */
+DSS_API uint32_t dss_plan_longest_wait(const dss_plan_t *plan);
 
 /* The members, ascending, of the group that holds `rank` in `round`; they belong to the plan. */
 DSS_API dss_status_t dss_plan_group_of_rank(const dss_plan_t *plan, uint32_t round, uint32_t rank, const uint32_t **members_p,
@@ -135,6 +201,72 @@ DSS_API uint32_t dss_stripe_count(size_t total_bytes, uint32_t period, size_t mi
 /* First element of stripe `stripe` of `stripe_count` in a vector of element_count elements, on a multiple of 64 elements where the
  * vector is long enough; stripe == stripe_count gives element_count. */
 DSS_API size_t dss_stripe_begin(size_t element_count, uint32_t stripe_count, uint32_t stripe);
+
+/* ---- cost --------------------------------------------------------------------------------------------------------------- */
+
+typedef enum dss_link_kind { DSS_LINK_MEMORY = 0, DSS_LINK_NIC = 1, DSS_LINK_UPLINK = 2 } dss_link_kind_t;
+
+typedef struct dss_cost {
+    double sync_s;               /* mean time by which synchronisation lengthens a step, when all ranks run alike */
+    double bound_s;              /* bytes on the busiest link / its rate: no schedule of this plan is faster without compute */
+    double foreground_s;         /* of a step: what it waits for at once */
+    double background_s;         /* of a step's crossing: from its launch until its correction is there */
+    dss_link_kind_t busiest;     /* the link that bound_s is about */
+    uint32_t busiest_index;      /* its host or rack */
+    double busiest_bytes;        /* on it, a step, the busier direction, headers included */
+    double sent_bytes;           /* by one worker a step: the mean */
+    double contraction;          /* rho of a period; NAN above 4096 workers (it costs more than the plan) */
+    uint32_t longest_wait_steps; /* dss_plan_longest_wait */
+} dss_cost_t;
+
+/* Time of a step under a plan: 2(s-1)*alpha + bytes / rate on the slowest link of every group, each link shared by all groups that
+ * use it. */
+DSS_API dss_status_t dss_cost_of_plan(const dss_plan_t *plan, const dss_topology_t *topology, uint64_t model_bytes,
+                                      double compute_s, dss_cost_t *cost_p, dss_error_t *error_p);
+/* Bytes on each link, a step, the busier direction, headers included: nic_bytes[host_count], uplink_bytes[rack_count]; of round
+ * `round` alone with all bytes of the model, or, with UINT32_MAX, of a mean step. Either array may be NULL. */
+DSS_API dss_status_t dss_cost_link_bytes(const dss_plan_t *plan, const dss_topology_t *topology, uint64_t model_bytes,
+                                         uint32_t round, double *nic_bytes, double *uplink_bytes, dss_error_t *error_p);
+
+/* ---- simulation --------------------------------------------------------------------------------------------------------- */
+
+typedef enum dss_method {
+    DSS_METHOD_PLAN = 0,             /* averages parameters by a plan */
+    DSS_METHOD_RING = 1,             /* ring all-reduce of all ranks, in the order of ranks */
+    DSS_METHOD_LEADERS = 2,          /* hierarchical: reduce in each rack, ring of leaders, broadcast in each rack */
+    DSS_METHOD_TWO_DIMENSIONAL = 3,  /* hierarchical: reduce-scatter in racks, all-reduce of shards between racks, all-gather */
+    DSS_METHOD_PARAMETER_SERVER = 4, /* one server in the first worker's rack, on its host */
+} dss_method_t;
+
+typedef struct dss_simulation_params {
+    size_t params_bytes; /* sizeof(dss_simulation_params_t) */
+    dss_method_t method;
+    const dss_plan_t *plan; /* DSS_METHOD_PLAN only */
+    const dss_topology_t *topology;
+    uint64_t model_bytes;
+    uint32_t step_count;
+    uint64_t seed;
+    double compute_s;                                      /* median compute time of a step */
+    double compute_sigma;                                  /* of its logarithm, normally distributed; 0: always the same */
+    double straggler_probability;                          /* that a worker's step is a straggler's */
+    double straggler_factor;                               /* its compute time is so many times longer */
+    void (*progress)(void *argument, uint32_t steps_done); /* about a hundred times; may be NULL */
+    void *progress_argument;
+} dss_simulation_params_t;
+
+typedef struct dss_simulation {
+    double total_s;     /* until the last worker has finished the last step */
+    double mean_step_s; /* total_s / step_count */
+    double mean_sync_s; /* mean over workers and steps of the time from the end of compute to the end of the step */
+    double mean_wait_s; /* of it, waiting for others of the group to be ready */
+    double busiest_use; /* share of total_s in which the busiest link was sending */
+    dss_link_kind_t busiest;
+    uint32_t busiest_index;
+} dss_simulation_t;
+
+/* step_s: the time of each step, from the last worker's end of one to that of the next; [step_count], or NULL. */
+DSS_API dss_status_t dss_simulate(const dss_simulation_params_t *params, dss_simulation_t *simulation_p, double *step_s,
+                                  dss_error_t *error_p);
 
 /* ---- averaging kernels -------------------------------------------------------------------------------------------------- */
 
