@@ -63,13 +63,19 @@ struct NativeAverager::State {
     uint64_t repeats = 0; // launches of the last step that came before its latest one
     AveragerStats stats;
 
-    void finish(const std::exception_ptr &failure, std::chrono::steady_clock::time_point since) {
+    // Before the work completes: who sees its outcome must find it counted, and nothing more launched after a failure.
+    void record(const std::exception_ptr &failure, std::chrono::steady_clock::time_point since) {
         std::lock_guard<std::mutex> lock(mutex);
+        stats.secondsWaiting += std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
         if (failure && !error && !closed) {
             error = failure;
             stats.error = exceptionText(failure);
         }
-        stats.secondsWaiting += std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+    }
+
+    // After the work has completed: shutdown() returns when nothing is under way any more.
+    void countAsOver() {
+        std::lock_guard<std::mutex> lock(mutex);
         --underWay;
         changed.notify_all();
     }
@@ -115,8 +121,29 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
     }
 
     auto staged = std::make_shared<std::vector<Staged>>();
+    const auto since = std::chrono::steady_clock::now();
+    auto done = [state = state_, work, staged, streams, since](const std::exception_ptr &failure) {
+        auto outcome = failure;
+        if (!outcome) {
+            try {
+                at::AutoDispatchBelowADInplaceOrView raw;
+                for (const auto &pair : *staged) {
+                    if (pair.original.is_cpu()) {
+                        pair.original.copy_(pair.host);
+                    } else {
+                        streams->toDevice(pair.host, pair.original);
+                    }
+                }
+            } catch (...) {
+                outcome = std::current_exception();
+            }
+        }
+        state->record(outcome, since);
+        work->complete(outcome);
+        state->countAsOver();
+    };
     std::vector<EngineOperation> operations;
-    {
+    try {
         at::AutoDispatchBelowADInplaceOrView raw; // no autograd, no version counters
         for (auto &part : joinRounds(parts)) {
             const auto members = state_->plan.groupOfRank(part.round, state_->engine->rank());
@@ -144,35 +171,23 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                 state_->stats.bytesSent += static_cast<uint64_t>(2 * (size - 1) / size * share);
             }
         }
+    } catch (...) { // a copy to the host
+        done(std::current_exception());
+        throw;
     }
-    const auto since = std::chrono::steady_clock::now();
-    auto done = [state = state_, work, staged, streams, since](const std::exception_ptr &failure) {
-        auto outcome = failure;
-        if (!outcome) {
-            try {
-                at::AutoDispatchBelowADInplaceOrView raw;
-                for (const auto &pair : *staged) {
-                    if (pair.original.is_cpu()) {
-                        pair.original.copy_(pair.host);
-                    } else {
-                        streams->toDevice(pair.host, pair.original);
-                    }
-                }
-            } catch (...) {
-                outcome = std::current_exception();
-            }
-        }
-        state->finish(outcome, since);
-        work->complete(outcome);
-    };
     auto post = [state = state_, work, streams, operations = std::move(operations), what = std::move(what), timeout, willWait,
                  done](bool dropped) {
         if (dropped) {
             done(averagerShutDown(what));
             return;
         }
-        streams->synchronize();
-        work->driveBy(state->engine->post(operations, what, timeout, willWait, done));
+        try {
+            streams->synchronize();
+            work->driveBy(state->engine->post(operations, what, timeout, willWait, done));
+        } catch (...) {
+            done(std::current_exception());
+            throw;
+        }
     };
     queue->runOrQueue(!streams->streams().empty(), std::move(post));
     return work;

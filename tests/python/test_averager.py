@@ -483,6 +483,7 @@ def finish_first(rank, size):
     averager = make_averager(rank, _C.Plan.create("auto", size))
     tensors = [torch.full((100,), float(rank)) for _ in range(20)]
     works = [averager.launch(step, 0, [(0, [tensor])], f"step {step}") for step, tensor in enumerate(tensors)]
+    works[-1].get_future().add_done_callback(lambda _: time.sleep(0.1))  # runs while that work completes: it takes longer
     averager.shutdown()
     return all(work.is_completed() for work in works), [tensor[0].item() for tensor in tensors]
 
