@@ -14,6 +14,35 @@ TORCH_VERSION: str
 
 # ---- C core -----------------------------------------------------------------------------------------------------------
 
+class Topology:
+    """A handle on a topology of the C core (csrc/core/topology.c). Immutable. A link is (bytes a second, seconds of latency)."""
+
+    def __init__(
+        self,
+        hosts: Sequence[int],  # of each rank
+        rack_of: Sequence[int],  # of each host
+        nics: Sequence[tuple[float, float]],  # of each host
+        uplinks: Sequence[tuple[float, float]],  # of each rack
+        memory: tuple[float, float],
+    ) -> None: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def host_count(self) -> int: ...
+    @property
+    def rack_count(self) -> int: ...
+    @property
+    def hosts(self) -> list[int]: ...
+    @property
+    def rack_of(self) -> list[int]: ...
+    @property
+    def nics(self) -> list[tuple[float, float]]: ...
+    @property
+    def uplinks(self) -> list[tuple[float, float]]: ...
+    @property
+    def memory(self) -> tuple[float, float]: ...
+    def rack(self, rack: int) -> list[int]: ...  # its ranks, ascending
+
 class Plan:
     """A handle on a plan of the C core (csrc/core/plan.c). Immutable. Errors are ValueError carrying the core's text."""
 

@@ -4,6 +4,7 @@
 #include "native_averager.hpp"
 #include "plan_handle.hpp"
 #include "process_group.hpp"
+#include "topology_handle.hpp"
 
 #include <c10/util/StringUtil.h>
 #include <pybind11/chrono.h>
@@ -123,6 +124,22 @@ void bindCore(py::module_ &m) {
     m.def("average", &averageTensors, py::arg("sources"), py::arg("target"), py::call_guard<py::gil_scoped_release>());
 }
 
+void bindTopology(py::module_ &m) {
+    py::class_<TopologyHandle>(m, "Topology")
+        .def(py::init<const std::vector<uint32_t> &, const std::vector<uint32_t> &, const std::vector<LinkPair> &,
+                      const std::vector<LinkPair> &, const LinkPair &>(),
+             py::arg("hosts"), py::arg("rack_of"), py::arg("nics"), py::arg("uplinks"), py::arg("memory"))
+        .def_property_readonly("world_size", [](const TopologyHandle &topology) { return dss_topology_world_size(topology.get()); })
+        .def_property_readonly("host_count", [](const TopologyHandle &topology) { return dss_topology_host_count(topology.get()); })
+        .def_property_readonly("rack_count", [](const TopologyHandle &topology) { return dss_topology_rack_count(topology.get()); })
+        .def_property_readonly("hosts", &TopologyHandle::hostOf)
+        .def_property_readonly("rack_of", &TopologyHandle::rackOf)
+        .def_property_readonly("nics", &TopologyHandle::nics)
+        .def_property_readonly("uplinks", &TopologyHandle::uplinks)
+        .def_property_readonly("memory", [](const TopologyHandle &topology) { return pairOf(dss_topology_memory(topology.get())); })
+        .def("rack", &TopologyHandle::rack, py::arg("rack"));
+}
+
 void bindShim(py::module_ &m) {
     py::class_<LaunchGate, std::shared_ptr<LaunchGate>>(m, "LaunchGate")
         .def(py::init<py::object>(), py::arg("callback"))
@@ -198,6 +215,7 @@ PYBIND11_MODULE(_C, m) {
     py::module_::import("torch"); // registers Backend, Store and Work
     m.attr("EXACT_ROUND") = dssync::kExactRound;
     m.attr("TORCH_VERSION") = c10::str(TORCH_VERSION_MAJOR, ".", TORCH_VERSION_MINOR, ".", TORCH_VERSION_PATCH);
+    dssync::bindTopology(m);
     dssync::bindCore(m);
     dssync::bindShim(m);
 }
