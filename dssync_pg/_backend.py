@@ -224,7 +224,11 @@ def _choose_engine(
     store: Store, rank: int, world_size: int, timeout: timedelta, label: str, options: Options, say: bool
 ) -> _C.Engine | None:
     """The native engine, or None for Gloo; the same on every rank. Raises RuntimeError where native was asked for and cannot be."""
-    if options.engine == "gloo" or world_size == 1:
+    if world_size == 1:
+        return None
+    if options.engine == "gloo":
+        if rank == 0 and say:
+            logger.info("dssync: the %s runs over Gloo (engine=gloo).", label)
         return None
     engine = make_engine(_own_connection(store), rank, world_size, timeout, label, options.transport)
     if isinstance(engine, str):

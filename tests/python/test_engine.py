@@ -61,7 +61,7 @@ def what_is_used(rank: int, size: int) -> tuple[str, dict[str, int], float, int]
         ({}, "native", "shm", "runs on the native engine, shared memory: all ranks are on one host"),
         ({"DSSYNC_TRANSPORT": "shm"}, "native", "shm", "runs on the native engine, shared memory"),
         ({"DSSYNC_TRANSPORT": "tcp"}, "native", "tcp", "runs on the native engine, TCP (transport=tcp)"),
-        ({"DSSYNC_ENGINE": "gloo"}, "gloo", None, None),
+        ({"DSSYNC_ENGINE": "gloo"}, "gloo", None, "runs over Gloo (engine=gloo)"),
     ],
 )
 def test_stats_and_one_line_tell_what_is_in_use(env, engine, transport, said):
@@ -73,8 +73,7 @@ def test_stats_and_one_line_tell_what_is_in_use(env, engine, transport, said):
         assert (name, connected, total) == (engine, peers, 3.0)
         assert (mappings > 0) == (transport == "shm")
     lines = [line for outcome in outcomes for line in outcome.output.splitlines() if " runs " in line]
-    assert len(lines) == (1 if said else 0)
-    assert not said or (said in lines[0] and lines[0] in outcomes[0].output)
+    assert len(lines) == 1 and said in lines[0] and lines[0] in outcomes[0].output
 
 
 def options_by_argument(rank: int, size: int) -> tuple[str, dict[str, int]]:
