@@ -1,5 +1,9 @@
 #include "random.h"
 
+#include <math.h>
+
+#define DSS_TWO_PI 6.283185307179586
+
 uint64_t dss_random_next(dss_random_t *random) {
     random->state += 0x9e3779b97f4a7c15u;
     uint64_t mixed = random->state;
@@ -32,4 +36,13 @@ void dss_random_shuffle(dss_random_t *random, uint32_t *values, uint32_t count) 
         values[i - 1] = values[j];
         values[j] = swapped;
     }
+}
+
+double dss_random_uniform(dss_random_t *random) {
+    return (double)((dss_random_next(random) >> 11) + 1) * 0x1p-53;
+}
+
+double dss_random_normal(dss_random_t *random) {
+    const double radius = sqrt(-2 * log(dss_random_uniform(random)));
+    return radius * cos(DSS_TWO_PI * dss_random_uniform(random));
 }

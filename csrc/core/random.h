@@ -19,6 +19,8 @@ typedef enum dss_random_purpose {
     DSS_RANDOM_PLAN = 1,        /* index: the attempt */
     DSS_RANDOM_CALLS = 2,       /* index: the block of calls */
     DSS_RANDOM_CONTRACTION = 3, /* index: 0 */
+    DSS_RANDOM_COMPUTE = 4,     /* index: the step */
+    DSS_RANDOM_STRAGGLERS = 5,  /* index: the step */
 } dss_random_purpose_t;
 
 dss_random_t dss_random_stream(uint64_t seed, dss_random_purpose_t purpose, uint64_t index);
@@ -27,5 +29,9 @@ uint64_t dss_random_next(dss_random_t *random);
 uint32_t dss_random_below(dss_random_t *random, uint32_t bound);
 /* Puts the count values into an order drawn uniformly. */
 void dss_random_shuffle(dss_random_t *random, uint32_t *values, uint32_t count);
+/* Uniform in (0, 1]: its logarithm is finite. */
+double dss_random_uniform(dss_random_t *random);
+/* Standard normal. By libm, whose last digits differ between machines: for simulations, not for plans. */
+double dss_random_normal(dss_random_t *random);
 
 #endif
