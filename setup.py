@@ -120,6 +120,6 @@ setup(
     ext_modules=[shim],
     cmdclass={"build_ext": build_ext},
     # The C++ interface of c10d changes from one minor release to the next.
-    install_requires=[f"torch=={torch_version}.*"],
+    install_requires=[f"torch=={torch_version}.*", 'tomli; python_version < "3.11"'],
     entry_points=entry_points,
 )
