@@ -27,7 +27,7 @@ typedef struct lanczos {
     double *coupling; /* [MAX_ITERATIONS] beside the diagonal: coupling[k] joins k and k + 1 */
 } lanczos_t;
 
-static void average_groups(const dss_plan_t *plan, uint32_t round, double *values) {
+void dss_round_average(const dss_plan_t *plan, uint32_t round, double *values) {
     const uint32_t group_count = dss_plan_group_count(plan, round);
     for (uint32_t group = 0; group < group_count; group++) {
         uint32_t member_count;
@@ -43,9 +43,9 @@ static void average_groups(const dss_plan_t *plan, uint32_t round, double *value
 
 static void apply_twice(const dss_plan_t *plan, double *values) {
     for (uint32_t round = 0; round < plan->period; round++)
-        average_groups(plan, round, values);
+        dss_round_average(plan, round, values);
     for (uint32_t round = plan->period - 1; round-- > 0;) /* the last round is a projection: once is enough */
-        average_groups(plan, round, values);
+        dss_round_average(plan, round, values);
 }
 
 static void remove_mean(double *values, uint32_t count) {

@@ -38,13 +38,7 @@ dss_status_t dss_plan_create_explicit(uint32_t world_size, uint32_t round_count,
     if (status != DSS_OK)
         return status;
     memcpy(plan->group_of, group_of, entry_count * sizeof *group_of);
-    status = dss_plan_finish(plan, error_p);
-    if (status != DSS_OK) {
-        dss_plan_destroy(plan);
-        return status;
-    }
-    *plan_p = plan;
-    return DSS_OK;
+    return dss_plan_hand_over(plan, plan_p, error_p);
 }
 
 static dss_status_t place_member(uint32_t world_size, uint32_t round, uint32_t group, uint32_t rank, uint32_t *group_of,

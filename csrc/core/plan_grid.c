@@ -149,11 +149,5 @@ dss_status_t dss_plan_create_grid(const dss_plan_params_t *params, dss_plan_t **
             group_of[rank] = rank / stride / factors[round] * stride + rank % stride;
         stride *= factors[round];
     }
-    status = dss_plan_finish(plan, error_p);
-    if (status != DSS_OK) {
-        dss_plan_destroy(plan);
-        return status;
-    }
-    *plan_p = plan;
-    return DSS_OK;
+    return dss_plan_hand_over(plan, plan_p, error_p);
 }

@@ -61,13 +61,7 @@ static dss_status_t draw_plan(const dss_plan_params_t *params, uint32_t group_co
         const size_t row = (size_t)round * params->world_size;
         draw_round(&random, params->world_size, group_count, plan->members + row, plan->group_of + row);
     }
-    status = dss_plan_finish(plan, error_p);
-    if (status != DSS_OK) {
-        dss_plan_destroy(plan);
-        return status;
-    }
-    *plan_p = plan;
-    return DSS_OK;
+    return dss_plan_hand_over(plan, plan_p, error_p);
 }
 
 dss_status_t dss_plan_create_random(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p) {

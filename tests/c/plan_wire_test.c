@@ -1,6 +1,6 @@
 #include "plans.h"
 
-#define HEADER_BYTES 28u
+#define HEADER_BYTES 40u
 
 typedef struct wire {
     unsigned char *bytes; /* owned */
@@ -53,13 +53,14 @@ static int accepted(const unsigned char *bytes, size_t bytes_bytes) {
 
 /* Ranks on other machines and other releases read this form. */
 static void the_form_is_fixed(void) {
-    unsigned char expected[HEADER_BYTES + 2 * 3 * 4 + 8] = {'D', 'S', 'S', 'P', 1, 0, 0, 0, 3, 0, 0, 0, 3, 0,
-                                                            0,   0,   2,   0,   0, 0, 8, 7, 6, 5, 4, 3, 2, 1};
+    unsigned char expected[HEADER_BYTES + 2 * 4 + 2 * 3 * 4 + 8] = {'D', 'S', 'S', 'P', 2, 0, 0, 0, 3, 0, 0, 0, 3, 0,
+                                                                    0,   0,   2,   0,   0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+                                                                    1,   0,   0,   0,   8, 7, 6, 5, 4, 3, 2, 1};
     static const uint32_t group_of[] = {2, 2, 0, 1, 0, 0};
     static const uint32_t canonical[] = {0, 0, 1, 0, 1, 1};
     dss_plan_t *plan = NULL;
     for (unsigned i = 0; i < 6; i++)
-        put_u32(expected + HEADER_BYTES + 4 * (size_t)i, canonical[i]);
+        put_u32(expected + HEADER_BYTES + 8 + 4 * (size_t)i, canonical[i]);
     put_hash(expected, sizeof expected);
     CHECK_STATUS(dss_plan_create_explicit(3, 2, group_of, 0x0102030405060708u, &plan, NULL), DSS_OK);
     const wire_t wire = serialize(plan);
@@ -99,7 +100,7 @@ static void a_buffer_too_small_is_left_alone(void) {
     unsigned char bytes[256];
     size_t needed_bytes = 0;
     CHECK_STATUS(dss_plan_serialize(plan, NULL, 0, &needed_bytes), DSS_OK);
-    CHECK_EQUAL(needed_bytes, HEADER_BYTES + 8 * 3 * 4 + 8);
+    CHECK_EQUAL(needed_bytes, HEADER_BYTES + 3 * 4 + 8 * 3 * 4 + 8);
     memset(bytes, 0x5a, sizeof bytes);
     size_t untouched = 77;
     CHECK_STATUS(dss_plan_serialize(plan, bytes, needed_bytes - 1, &untouched), DSS_ERR_INVALID_ARGUMENT);
@@ -124,7 +125,7 @@ static void every_truncation_and_extension_is_refused(void) {
         CHECK_FOR(!accepted(longer, length), "extended to %zu bytes", length);
         put_hash(longer, length); /* a right hash does not make the length right */
         CHECK_STATUS(dss_plan_deserialize(longer, length, &none, &error), DSS_ERR_CORRUPT);
-        CHECK_CONTAINS(error.text, "expected 204 for 7 ranks and 6 rounds");
+        CHECK_CONTAINS(error.text, "expected 240 for 7 ranks and 6 rounds");
         memset(longer, 0, sizeof longer);
         memcpy(longer, wire.bytes, wire.bytes_bytes);
     }
@@ -187,19 +188,103 @@ static void refuse_header(size_t offset, uint32_t value, const char *part) {
 /* Claims of gigabytes must be refused by arithmetic, before anything is allocated for them. */
 static void lies_in_the_header_are_named(void) {
     refuse_header(0, 0x464c457f, "not a serialised plan: they begin 7f 45 4c 46");
-    refuse_header(4, 2, "version 2, this library reads 1");
+    refuse_header(4, 1, "version 1, this library reads 2");
     refuse_header(8, 0, "unknown kind 0");
-    refuse_header(8, 4, "unknown kind 4");
+    refuse_header(8, 8, "unknown kind 8");
     refuse_header(12, 0, "claims 0 ranks");
     refuse_header(12, UINT32_MAX, "claims 4294967295 ranks");
-    refuse_header(12, 1u << 24, "expected 134217764 for 16777216 ranks and 2 rounds");
+    refuse_header(12, 1u << 24, "expected 134217784 for 16777216 ranks and 2 rounds");
     refuse_header(16, 0, "0 rounds");
     refuse_header(16, 1u << 31, "2147483648 rounds");
     refuse_header(12, (1u << 24) + 1, "claims 16777217 ranks");
     refuse_header(16, 1025, "1025 rounds, expected");
     refuse_header(16, 1024, "for 4 ranks and 1024 rounds");
-    refuse_header(HEADER_BYTES, 4, "puts rank 0 of round 0 in group 4");
-    refuse_header(HEADER_BYTES, 3, "smallest member");
+    refuse_header(20, 0, "made for 0 stripes");
+    refuse_header(20, 3, "2 rounds and is made for 3 stripes");
+    refuse_header(24, 1, "delay is 1, but no round of the plan crosses racks");
+    refuse_header(28, 0, "claims 0 racks for 4 ranks");
+    refuse_header(28, 5, "claims 5 racks for 4 ranks");
+    refuse_header(28, 2, "has 88 bytes, expected 104");
+    refuse_header(HEADER_BYTES, 2, "says 2 of whether round 0 crosses");
+    refuse_header(HEADER_BYTES + 4, 1, "round 1 crosses racks, but the plan knows only one");
+    refuse_header(HEADER_BYTES + 8, 4, "puts rank 0 of round 0 in group 4");
+    refuse_header(HEADER_BYTES + 8, 3, "smallest member");
+}
+
+/* 2 racks of 2, striped: one local round and one that crosses, a step late. */
+static dss_plan_t *make_striped(void) {
+    static const uint32_t host_of[] = {0, 1, 2, 3};
+    static const uint32_t rack_of[] = {0, 0, 1, 1};
+    static const dss_link_t links[] = {{1e8, 0}, {1e8, 0}, {1e8, 0}, {1e8, 0}};
+    const dss_topology_params_t racks = {sizeof racks, 4, 4, 2, host_of, rack_of, links, links, {1e9, 0}};
+    dss_topology_t *topology = NULL;
+    dss_plan_t *plan = NULL;
+    CHECK_STATUS(dss_topology_create(&racks, &topology, NULL), DSS_OK);
+    const dss_plan_params_t params = {.params_bytes = sizeof params,
+                                      .kind = DSS_PLAN_STRIPED,
+                                      .world_size = 4,
+                                      .max_period = 2,
+                                      .topology = topology,
+                                      .delay = 1};
+    CHECK_STATUS(dss_plan_create(&params, &plan, NULL), DSS_OK);
+    dss_topology_destroy(topology);
+    return plan;
+}
+
+#define RACKS (HEADER_BYTES + 8)
+#define GROUPS (RACKS + 16)
+
+static void racks_and_crossings_survive_the_trip(void) {
+    dss_plan_t *plan = make_striped();
+    dss_plan_t *copy = NULL;
+    const wire_t wire = serialize(plan);
+    CHECK(accepted(wire.bytes, wire.bytes_bytes));
+    CHECK_STATUS(dss_plan_deserialize(wire.bytes, wire.bytes_bytes, &copy, NULL), DSS_OK);
+    CHECK_EQUAL(dss_plan_kind(copy), DSS_PLAN_STRIPED);
+    CHECK_EQUAL(dss_plan_stripe_count(copy), 2);
+    CHECK_EQUAL(dss_plan_delay(copy), 1);
+    CHECK_EQUAL(dss_plan_rack_count(copy), 2);
+    CHECK(!dss_plan_is_crossing(copy, 0) && dss_plan_is_crossing(copy, 1) && !dss_plan_is_crossing(copy, 2));
+    for (uint32_t rank = 0; rank < 4; rank++)
+        CHECK_EQUAL(dss_plan_rack_of(copy, rank), rank / 2);
+    free(wire.bytes);
+    dss_plan_destroy(plan);
+    dss_plan_destroy(copy);
+}
+
+static void refuse_striped(size_t offset, uint32_t value, const char *part) {
+    dss_plan_t *plan = make_striped();
+    const wire_t wire = serialize(plan);
+    dss_plan_t *none = NULL;
+    dss_error_t error;
+    put_u32(wire.bytes + offset, value);
+    put_hash(wire.bytes, wire.bytes_bytes);
+    CHECK_STATUS(dss_plan_deserialize(wire.bytes, wire.bytes_bytes, &none, &error), DSS_ERR_CORRUPT);
+    CHECK_STATUS(error.status, DSS_ERR_CORRUPT);
+    CHECK_CONTAINS(error.text, part);
+    free(wire.bytes);
+    dss_plan_destroy(plan);
+}
+
+/* What would count a correction twice, or add it too late, must never reach an engine. */
+static void crossings_that_contradict_the_racks_are_refused(void) {
+    refuse_striped(24, 2, "delay is 2 with 2 stripes and crossings 2 rounds apart");
+    refuse_striped(24, UINT32_MAX, "so at most 1");
+    refuse_striped(HEADER_BYTES, 1, "crossings 1 rounds apart");
+    refuse_striped(HEADER_BYTES + 4, 0, "round 1 averages ranks 0 and 2 of different racks at once");
+    refuse_striped(RACKS, 2, "rank 0 in rack 2, but its racks are 0 to 1");
+    refuse_striped(GROUPS + 12, 0, "round 0 averages ranks 0 and 3 of different racks at once");
+    refuse_striped(GROUPS + 16 + 12, 1, "rank 3 is not in the group of the others of its rack 1");
+    dss_plan_t *plan = make_striped();
+    const wire_t wire = serialize(plan);
+    dss_plan_t *none = NULL;
+    dss_error_t error;
+    memcpy(wire.bytes + RACKS, "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16); /* all in rack 0 */
+    put_hash(wire.bytes, wire.bytes_bytes);
+    CHECK_STATUS(dss_plan_deserialize(wire.bytes, wire.bytes_bytes, &none, &error), DSS_ERR_CORRUPT);
+    CHECK_CONTAINS(error.text, "rack 1 of the plan is empty");
+    free(wire.bytes);
+    dss_plan_destroy(plan);
 }
 
 static void a_disconnected_plan_is_refused_on_arrival(void) {
@@ -207,7 +292,7 @@ static void a_disconnected_plan_is_refused_on_arrival(void) {
     const wire_t wire = serialize(plan);
     dss_plan_t *none = NULL;
     dss_error_t error;
-    memcpy(wire.bytes + HEADER_BYTES + 16, wire.bytes + HEADER_BYTES, 16); /* round 1 becomes round 0 */
+    memcpy(wire.bytes + HEADER_BYTES + 8 + 16, wire.bytes + HEADER_BYTES + 8, 16); /* round 1 becomes round 0 */
     put_hash(wire.bytes, wire.bytes_bytes);
     CHECK_STATUS(dss_plan_deserialize(wire.bytes, wire.bytes_bytes, &none, &error), DSS_ERR_DISCONNECTED);
     CHECK_CONTAINS(error.text, "ranks 0 and 2 are never connected");
@@ -223,10 +308,13 @@ static void garbage_is_refused(void) {
         for (size_t i = 0; i < length; i++)
             bytes[i] = (unsigned char)check_random_below(&random, 256);
         if (trial % 2 && length >= HEADER_BYTES + 8) { /* half of it looks like a plan at first */
-            memcpy(bytes, "DSSP\1\0\0", 8);
+            memcpy(bytes, "DSSP\2\0\0", 8);
             put_u32(bytes + 8, 1 + trial % 3);
             put_u32(bytes + 12, 1 + check_random_below(&random, 8));
             put_u32(bytes + 16, 1 + check_random_below(&random, 8));
+            put_u32(bytes + 20, 1 + check_random_below(&random, 4));
+            put_u32(bytes + 24, check_random_below(&random, 2));
+            put_u32(bytes + 28, 1 + check_random_below(&random, 2));
             put_hash(bytes, length);
         }
         (void)accepted(bytes, length);
@@ -241,6 +329,8 @@ int main(void) {
     RUN(every_changed_byte_is_refused);
     RUN(damage_under_a_right_hash_is_refused_or_sound);
     RUN(lies_in_the_header_are_named);
+    RUN(racks_and_crossings_survive_the_trip);
+    RUN(crossings_that_contradict_the_racks_are_refused);
     RUN(a_disconnected_plan_is_refused_on_arrival);
     RUN(garbage_is_refused);
 }

@@ -6,7 +6,12 @@
 
 static inline dss_status_t try_plan(dss_plan_kind_t kind, uint32_t world_size, uint32_t group_size, uint32_t max_period,
                                     uint64_t seed, dss_plan_t **plan_p, dss_error_t *error_p) {
-    const dss_plan_params_t params = {sizeof params, kind, world_size, group_size, max_period, seed};
+    const dss_plan_params_t params = {.params_bytes = sizeof params,
+                                      .kind = kind,
+                                      .world_size = world_size,
+                                      .group_size = group_size,
+                                      .max_period = max_period,
+                                      .seed = seed};
     return dss_plan_create(&params, plan_p, error_p);
 }
 
