@@ -151,6 +151,12 @@ void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const c
     char told[TEXT_BYTES + 40];
     if (operation->completed)
         return;
+    if (operation->parent) { /* people know that one */
+        dss_operation_complete(operation, status, cause);
+        operation = operation->parent;
+        if (operation->completed)
+            return;
+    }
     describe_failure(operation, phase, cause, text, sizeof text);
     dss_operation_complete(operation, status, text);
     (void)snprintf(told, sizeof told, "rank %u gave up: %s", rank, text);

@@ -7,7 +7,8 @@
  * bounded by its memory bandwidth, and many more would have to be understood. Callbacks run outside it.
  *
  * Where things are: loop.c drives, post.c takes operations in, operation.c knows who sends what to whom and reduces what comes,
- * peer.c turns that into frames and back, connect.c makes connections, channel.c lets operations fail.
+ * hierarchy.c makes one operation of many by hosts and racks, peer.c turns that into frames and back, connect.c makes connections,
+ * channel.c lets operations fail.
  */
 #ifndef DSS_ENGINE_INTERNAL_H
 #define DSS_ENGINE_INTERNAL_H
@@ -28,7 +29,7 @@
 #define DSS_EAGER_BYTES ((size_t)32 << 10)     /* sent before the peer has posted; it keeps them */
 #define DSS_EAGER_TOTAL ((size_t)1 << 20)      /* the same, for all operations of one peer */
 #define DSS_FLAT_BYTES ((size_t)8 << 10)       /* up to here everyone sends all to all: one latency instead of two */
-#define DSS_RING_FROM_BYTES ((size_t)64 << 10) /* from here on, members on several hosts exchange in a ring */
+#define DSS_RING_FROM_BYTES ((size_t)64 << 10) /* from here on, members on several hosts exchange in a ring or a hierarchy */
 #define DSS_MANY_NEIGHBOURS 5u                 /* on one host: the rings of each with each outgrow the caches */
 #define DSS_MAX_AHEAD 65536u                   /* operations a peer may have posted that we have not */
 #define DSS_MAX_FAIL_TEXT 1024u
@@ -50,12 +51,24 @@ typedef struct dss_bytes {
 /* ---- operations --------------------------------------------------------------------------------------------------------- */
 
 typedef enum dss_algorithm {
-    DSS_ALONE,   /* nothing to exchange: no peers */
-    DSS_PAIR,    /* two members: all values both ways, both reduce */
-    DSS_FLAT,    /* small: all values to all, all reduce in the order of ranks */
-    DSS_SHARDED, /* reduce-scatter and all-gather, each member the owner of one shard */
-    DSS_RING,    /* the same from neighbour to neighbour, hosts one after the other: each link is crossed by one flow */
+    DSS_ALONE,     /* nothing to exchange: no peers */
+    DSS_PAIR,      /* two members: all values both ways, both reduce */
+    DSS_FLAT,      /* small: all values to all, all reduce in the order of ranks */
+    DSS_SHARDED,   /* reduce-scatter and all-gather, each member the owner of one shard */
+    DSS_RING,      /* the same from neighbour to neighbour, hosts one after the other: each link is crossed by one flow */
+    DSS_HIERARCHY, /* operations of its own inside hosts and racks, and between them */
 } dss_algorithm_t;
+
+typedef struct dss_hierarchy dss_hierarchy_t;
+
+/* What makes an operation a part of another one. */
+typedef struct dss_stage {
+    dss_operation_t *parent;
+    uint32_t number;    /* dss_key_t.stage */
+    dss_phase_t phases; /* of a SHARDED one: REDUCE alone scatters, GATHER alone gathers */
+    bool is_whole;      /* both phases, any algorithm */
+    double scale;
+} dss_stage_t;
 
 /* One other member of an operation. */
 struct dss_member {
@@ -86,10 +99,15 @@ struct dss_operation {
     dss_key_t key;
     uint32_t own_index; /* of this rank among the members */
     uint32_t member_count;
-    dss_member_t *members; /* member_count of them; peer NULL: the own one, and in a RING all but the neighbours */
-    dss_signature_t signature;
+    dss_member_t *members;     /* member_count of them; peer NULL: the own one, and in a RING all but the neighbours */
+    dss_signature_t signature; /* what peers compare; a stage has its parent's number of elements there */
+    uint64_t element_count;
     dss_segments_t segments;
-    uint32_t position; /* RING: of this rank; shards are numbered by position */
+    dss_operation_t *parent;    /* of a stage: holds a reference on it; else NULL */
+    dss_hierarchy_t *hierarchy; /* HIERARCHY only; owned */
+    uint64_t stage_deadline_ns; /* of its stages; its own is never */
+    bool skips[2];              /* phases that a stage does not have */
+    uint32_t position;          /* RING: of this rank; shards are numbered by position */
     dss_member_t *next_in_ring;
     dss_member_t *previous_in_ring;
     double scale;      /* of the result */
@@ -128,6 +146,11 @@ bool dss_operation_stage(dss_member_t *member, const uint8_t *bytes, size_t byte
 bool dss_operation_unstage(dss_operation_t *operation);
 /* After anything was sent or received: completes the operation if that was the last. */
 void dss_operation_check(dss_operation_t *operation);
+/* Whether larger operations of these members go by hosts and racks. */
+bool dss_hierarchy_fits(const dss_operation_t *operation);
+/* Begins: posts what can be. */
+void dss_hierarchy_begin(dss_operation_t *operation);
+void dss_hierarchy_destroy(dss_hierarchy_t *hierarchy);
 /* "all_reduce sum of 1000 x float32 over 4 ranks"; for errors. */
 void dss_signature_describe(const dss_signature_t *signature, char *text, size_t capacity);
 
@@ -220,6 +243,8 @@ void dss_peer_forget(dss_member_t *member); /* its operation is over */
 dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key);
 /* Sends the OPEN. Once the peer is ready, so that it never hears of what has failed before. */
 void dss_member_announce(dss_member_t *member);
+/* A peer has posted a related operation that is not the same. */
+void dss_operation_mismatch(dss_operation_t *operation, dss_peer_t *peer, const dss_signature_t *theirs);
 /* The operation's member meets the peer's OPEN. */
 void dss_member_open(dss_member_t *member, const dss_signature_t *theirs);
 /* The channel has failed: what the peer has sent ahead on it is of no use, and no longer counts. */
@@ -306,6 +331,7 @@ struct dss_engine {
     bool has_many_neighbours;
     uint64_t spin_ns;  /* a driver looks for so long before it sleeps */
     uint32_t *hosts;   /* the lowest rank on each rank's host; owned */
+    uint32_t *racks;   /* each rank's rack; all 0 if nobody has told; owned */
     dss_peer_t *peers; /* by rank; the own one is unused; owned */
     void (*log)(void *argument, const char *text);
     void *log_argument;
@@ -354,6 +380,12 @@ void dss_engine_hand_over(dss_engine_t *engine);
 uint32_t dss_key_bucket(const dss_key_t *key);
 dss_operation_t *dss_engine_find(dss_engine_t *engine, const dss_key_t *key);
 void dss_engine_insert(dss_engine_t *engine, dss_operation_t *operation);
+/* Posts a part of params' operation with the lock held. */
+dss_status_t dss_engine_post_stage(dss_engine_t *engine, const dss_operation_params_t *params, const dss_stage_t *stage,
+                                   dss_error_t *error_p);
+bool dss_key_equal(const dss_key_t *one, const dss_key_t *other);
+/* Of the same operation: all but the stage. */
+bool dss_key_related(const dss_key_t *one, const dss_key_t *other);
 void dss_operation_unreference(dss_operation_t *operation);
 /* One pass over all ready peers; whether anything moved. */
 bool dss_engine_pass(dss_engine_t *engine);

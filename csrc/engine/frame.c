@@ -18,6 +18,7 @@ void dss_frame_encode(const dss_frame_t *frame, uint32_t epoch, uint8_t bytes[DS
     dss_put_u64(bytes + 16, frame->key.channel);
     dss_put_u64(bytes + 24, frame->key.sequence);
     dss_put_u32(bytes + 32, frame->key.part);
+    dss_put_u32(bytes + 36, frame->key.stage);
     dss_put_u64(bytes + 40, frame->offset);
 }
 
@@ -29,9 +30,9 @@ static dss_status_t check_envelope(const uint8_t *bytes, uint32_t epoch, dss_err
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: version %u, expected %u", bytes[4], DSS_FRAME_VERSION);
     if (dss_get_u32(bytes + 8) != epoch)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: epoch %08" PRIx32 ", expected %08" PRIx32, dss_get_u32(bytes + 8), epoch);
-    if (!dss_bytes_zero(bytes, 7, 8) || !dss_bytes_zero(bytes, 36, 40) || !dss_bytes_zero(bytes, 48, DSS_FRAME_BYTES))
-        return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: reserved bytes are %02x, %08" PRIx32 " and %016" PRIx64 "..., not 0",
-                        bytes[7], dss_get_u32(bytes + 36), dss_get_u64(bytes + 48));
+    if (!dss_bytes_zero(bytes, 7, 8) || !dss_bytes_zero(bytes, 48, DSS_FRAME_BYTES))
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: reserved bytes are %02x and %016" PRIx64 "..., not 0", bytes[7],
+                        dss_get_u64(bytes + 48));
     return DSS_OK;
 }
 
@@ -52,9 +53,9 @@ static dss_status_t check_fields(const dss_frame_t *frame, dss_error_t *error_p)
         break;
     case DSS_FRAME_GOODBYE:
         most = 0;
-        if (key->channel || key->sequence || key->part)
-            return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: a goodbye with key %" PRIx64 "/%" PRIu64 "/%" PRIu32, key->channel,
-                            key->sequence, key->part);
+        if (key->channel || key->sequence || key->part || key->stage)
+            return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: a goodbye with key %" PRIx64 "/%" PRIu64 "/%" PRIu32 "/%" PRIu32,
+                            key->channel, key->sequence, key->part, key->stage);
         break;
     default:
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: type %d is unknown", (int)frame->type);
@@ -82,7 +83,7 @@ dss_status_t dss_frame_decode(const uint8_t bytes[DSS_FRAME_BYTES], uint32_t epo
         .type = (dss_frame_type_t)bytes[5],
         .phase = (dss_phase_t)bytes[6],
         .payload_bytes = dss_get_u32(bytes + 12),
-        .key = {dss_get_u64(bytes + 16), dss_get_u64(bytes + 24), dss_get_u32(bytes + 32)},
+        .key = {dss_get_u64(bytes + 16), dss_get_u64(bytes + 24), dss_get_u32(bytes + 32), dss_get_u32(bytes + 36)},
         .offset = dss_get_u64(bytes + 40),
     };
     status = check_fields(&frame, error_p);
@@ -103,7 +104,7 @@ void dss_signature_encode(const dss_signature_t *signature, uint8_t bytes[DSS_SI
 }
 
 dss_status_t dss_signature_decode(const uint8_t bytes[DSS_SIGNATURE_BYTES], dss_signature_t *signature_p, dss_error_t *error_p) {
-    if (bytes[0] < DSS_OPERATION_AVERAGE || bytes[0] > DSS_OPERATION_BARRIER)
+    if (bytes[0] < DSS_OPERATION_AVERAGE || bytes[0] > DSS_OPERATION_CROSSING)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "signature: kind %u is unknown", bytes[0]);
     if (dss_dtype_bytes((dss_dtype_t)bytes[1]) == 0)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "signature: dtype %u is unknown", bytes[1]);

@@ -42,7 +42,7 @@ typedef struct dss_frame {
 } dss_frame_t;
 
 /* Layout: 0 magic "dssF" | 4 u8 version | 5 u8 type | 6 u8 phase | 7 u8 0 | 8 u32 epoch | 12 u32 payload_bytes | 16 u64 channel |
- * 24 u64 sequence | 32 u32 part | 36 u32 0 | 40 u64 offset | 48..63 0. `epoch` is the low half of the context's. */
+ * 24 u64 sequence | 32 u32 part | 36 u32 stage | 40 u64 offset | 48..63 0. `epoch` is the low half of the context's. */
 void dss_frame_encode(const dss_frame_t *frame, uint32_t epoch, uint8_t bytes[DSS_FRAME_BYTES]);
 /* DSS_ERR_CORRUPT, saying which field and value, for anything that dss_frame_encode could not have written: wrong magic, version,
  * epoch, type or phase, reserved bytes set, a payload above the maximum or of a size that the type does not have, offset + payload

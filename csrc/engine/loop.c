@@ -439,6 +439,7 @@ static dss_engine_t *make_engine(const dss_engine_params_t *params) {
     if (!engine)
         return NULL;
     engine->hosts = calloc(params->world_size, sizeof *engine->hosts);
+    engine->racks = calloc(params->world_size, sizeof *engine->racks);
     engine->peers = calloc(params->world_size, sizeof *engine->peers);
     engine->ready = calloc(params->world_size, sizeof *engine->ready);
     engine->identity = (dss_identity_t){.rank = params->rank, .world_size = params->world_size};
@@ -459,7 +460,7 @@ static dss_engine_t *make_engine(const dss_engine_params_t *params) {
     pthread_cond_init(&engine->changed, &monotonic);
     pthread_cond_init(&engine->park, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    if (!engine->hosts || !engine->peers || !engine->ready) {
+    if (!engine->hosts || !engine->racks || !engine->peers || !engine->ready) {
         dss_engine_destroy(engine);
         return NULL;
     }
@@ -559,6 +560,7 @@ void dss_engine_destroy(dss_engine_t *engine) {
     pthread_cond_destroy(&engine->park);
     free(engine->aborted);
     free(engine->hosts);
+    free(engine->racks);
     free(engine->peers);
     free(engine->ready);
     free(engine);
@@ -589,6 +591,19 @@ uint32_t dss_engine_world_size(const dss_engine_t *engine) {
 
 uint32_t dss_engine_host_of(const dss_engine_t *engine, uint32_t rank) {
     return engine->hosts[rank];
+}
+
+dss_status_t dss_engine_set_racks(dss_engine_t *engine, const uint32_t *rack_of, dss_error_t *error_p) {
+    dss_status_t status = DSS_OK;
+    dss_engine_lock(engine);
+    for (uint32_t i = 0; i < engine->identity.world_size && status == DSS_OK; i++)
+        if (rack_of[i] != rack_of[engine->hosts[i]])
+            status = dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "ranks %u and %u share a host, but not a rack (%u and %u)",
+                              engine->hosts[i], i, rack_of[engine->hosts[i]], rack_of[i]);
+    if (status == DSS_OK)
+        memcpy(engine->racks, rack_of, engine->identity.world_size * sizeof *engine->racks);
+    dss_engine_unlock(engine);
+    return status;
 }
 
 void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p) {

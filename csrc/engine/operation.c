@@ -2,9 +2,8 @@
  * Who sends which values to whom, and what becomes of those that come.
  *
  * A pair reduces both ways at once: each value that comes is reduced into the own one, but not before that has been sent.
- * Larger groups reduce in one fixed order (the shard's owner first, then ascending ranks), whatever the order of
- * arrival, so that a result does not depend on chance; what comes before its turn is staged. A pair reduces both ways at once: each
- * value that comes is reduced into the own one, but not before that has been sent.
+ * Larger groups reduce in one fixed order (the shard's owner first, then ascending ranks), whatever the order of arrival, so that a
+ * result does not depend on chance; what comes before its turn is staged.
  */
 #include "copy.h"
 #include "engine.h"
@@ -28,7 +27,7 @@ static bool is_widened(const dss_operation_t *operation) {
 }
 
 uint64_t dss_operation_shard_at(const dss_operation_t *operation, uint32_t index) {
-    return dss_stripe_begin(operation->signature.element_count, operation->member_count, index) * element_bytes(operation);
+    return dss_stripe_begin(operation->element_count, operation->member_count, index) * element_bytes(operation);
 }
 
 static bool is_on_one_host(const dss_operation_t *operation) {
@@ -39,12 +38,18 @@ static bool is_on_one_host(const dss_operation_t *operation) {
 }
 
 static dss_algorithm_t choose(const dss_operation_t *operation) {
+    if (operation->skips[DSS_PHASE_REDUCE] || operation->skips[DSS_PHASE_GATHER])
+        return DSS_SHARDED;
+    if (operation->kind == DSS_OPERATION_CROSSING && !operation->parent)
+        return DSS_HIERARCHY;
     if (operation->member_count == 1)
         return DSS_ALONE;
     if (operation->member_count == 2)
         return DSS_PAIR;
     if (operation->segments.bytes <= DSS_FLAT_BYTES)
         return DSS_FLAT;
+    if (operation->segments.bytes >= DSS_RING_FROM_BYTES && !operation->parent && dss_hierarchy_fits(operation))
+        return DSS_HIERARCHY;
     return operation->segments.bytes >= DSS_RING_FROM_BYTES && !is_on_one_host(operation) ? DSS_RING : DSS_SHARDED;
 }
 
@@ -98,7 +103,7 @@ static uint64_t shard_elements(const dss_operation_t *operation, uint32_t positi
 /* All shards but the one that comes last when going down from `first`: what travels over each link of the ring in a phase. */
 static uint64_t ring_goal(const dss_operation_t *operation, uint32_t first, dss_phase_t phase) {
     const uint32_t left_out = (first + 1) % operation->member_count;
-    return (operation->signature.element_count - shard_elements(operation, left_out)) * width(operation, phase);
+    return (operation->element_count - shard_elements(operation, left_out)) * width(operation, phase);
 }
 
 static void plan_ring(dss_operation_t *operation) {
@@ -148,13 +153,19 @@ static void plan_direct(dss_operation_t *operation) {
         const uint64_t shard = dss_operation_shard_at(operation, i + 1) - dss_operation_shard_at(operation, i);
         member->send_goal[DSS_PHASE_REDUCE] = member->receive_goal[DSS_PHASE_GATHER] = shard;
         member->send_goal[DSS_PHASE_GATHER] = member->receive_goal[DSS_PHASE_REDUCE] = operation->shard_bytes;
+        for (int phase = DSS_PHASE_REDUCE; phase <= DSS_PHASE_GATHER; phase++)
+            if (operation->skips[phase])
+                member->send_goal[phase] = member->receive_goal[phase] = 0;
     }
+    if (operation->skips[DSS_PHASE_REDUCE])
+        operation->reduced = operation->shard_bytes;
 }
 
 bool dss_operation_plan(dss_operation_t *operation) {
     const size_t bytes = (size_t)operation->segments.bytes;
     operation->algorithm = choose(operation);
-    operation->scale = operation->kind == DSS_OPERATION_AVERAGE ? 1.0 / operation->member_count : 1.0;
+    if (operation->algorithm == DSS_HIERARCHY)
+        return true;
     if (operation->algorithm == DSS_RING)
         plan_ring(operation);
     else
@@ -317,7 +328,7 @@ static void reduce_shard(dss_member_t *member, uint64_t offset, const uint8_t *t
             (void)dss_widen(operation->dtype, own, sum, count);
     }
     (void)dss_accumulate(operation->dtype, operation->reduction, theirs, sum, count);
-    if (is_last(member) && (sum != own || operation->kind == DSS_OPERATION_AVERAGE))
+    if (is_last(member) && (sum != own || operation->scale != 1.0))
         (void)dss_narrow_scaled(operation->dtype, sum, operation->scale, own, count);
 }
 
@@ -355,7 +366,7 @@ static size_t reduce_in_ring(dss_member_t *member, const uint8_t *theirs, size_t
     const uint32_t complete = (operation->position + 1) % count;
     if (element >= dss_operation_shard_at(operation, complete) / element_bytes(operation) &&
         element < dss_operation_shard_at(operation, complete + 1) / element_bytes(operation)) {
-        if (sum != own || operation->kind == DSS_OPERATION_AVERAGE)
+        if (sum != own || operation->scale != 1.0)
             (void)dss_narrow_scaled(operation->dtype, sum, operation->scale, own, piece);
         operation->reduced += piece * element_bytes(operation);
     }
@@ -501,6 +512,9 @@ void dss_operation_check(dss_operation_t *operation) {
 void dss_signature_describe(const dss_signature_t *signature, char *text, size_t capacity) {
     if (signature->kind == DSS_OPERATION_BARRIER)
         (void)snprintf(text, capacity, "barrier over %u ranks", signature->member_count);
+    else if (signature->kind == DSS_OPERATION_CROSSING)
+        (void)snprintf(text, capacity, "crossing of %llu x %s over %u ranks", (unsigned long long)signature->element_count,
+                       dss_dtype_name(signature->dtype), signature->member_count);
     else
         (void)snprintf(text, capacity, "%s%s of %llu x %s over %u ranks",
                        signature->kind == DSS_OPERATION_AVERAGE ? "average" : "all_reduce ",

@@ -369,7 +369,7 @@ static bool write_out(dss_peer_t *peer) {
 dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key) {
     for (dss_ahead_t **at = &peer->ahead; *at; at = &(*at)->next) {
         dss_ahead_t *ahead = *at;
-        if (ahead->key.channel == key->channel && ahead->key.sequence == key->sequence && ahead->key.part == key->part) {
+        if (dss_key_equal(&ahead->key, key)) {
             *at = ahead->next;
             peer->ahead_count--;
             peer->ahead_bytes -= ahead->eager.end;
@@ -397,7 +397,7 @@ void dss_peer_drop_ahead(dss_peer_t *peer, uint64_t channel) {
 
 static dss_ahead_t *find_ahead(const dss_peer_t *peer, const dss_key_t *key) {
     dss_ahead_t *ahead = peer->ahead;
-    while (ahead && (ahead->key.channel != key->channel || ahead->key.sequence != key->sequence || ahead->key.part != key->part))
+    while (ahead && !dss_key_equal(&ahead->key, key))
         ahead = ahead->next;
     return ahead;
 }
@@ -410,8 +410,8 @@ static dss_member_t *find_member(dss_peer_t *peer, const dss_key_t *key) {
     return NULL;
 }
 
-static void mismatch(dss_member_t *member, const dss_signature_t *theirs) {
-    const dss_signature_t *own = &member->operation->signature;
+void dss_operation_mismatch(dss_operation_t *operation, dss_peer_t *peer, const dss_signature_t *theirs) {
+    const dss_signature_t *own = &operation->signature;
     char mine[128];
     char other[128];
     char cause[480];
@@ -426,8 +426,8 @@ static void mismatch(dss_member_t *member, const dss_signature_t *theirs) {
         cause, sizeof cause,
         "the ranks did not call the same thing: rank %u has %s, rank %u has %s%s. Nothing may be used of it. Every rank must "
         "make the same calls in the same order",
-        member->operation->engine->identity.rank, mine, member->peer->rank, other, hint);
-    dss_operation_fail(member->operation, DSS_ERR_MISMATCH, "start", cause);
+        operation->engine->identity.rank, mine, peer->rank, other, hint);
+    dss_operation_fail(operation, DSS_ERR_MISMATCH, "start", cause);
 }
 
 void dss_member_open(dss_member_t *member, const dss_signature_t *theirs) {
@@ -439,7 +439,7 @@ void dss_member_open(dss_member_t *member, const dss_signature_t *theirs) {
     if (own->kind != theirs->kind || own->dtype != theirs->dtype || own->reduction != theirs->reduction ||
         own->member_count != theirs->member_count || own->element_count != theirs->element_count ||
         own->members_hash != theirs->members_hash || own->layout != theirs->layout) {
-        mismatch(member, theirs);
+        dss_operation_mismatch(member->operation, member->peer, theirs);
         return;
     }
     dss_peer_queue(member);
@@ -462,6 +462,13 @@ static void keep_ahead(dss_peer_t *peer, const dss_key_t *key, const dss_signatu
     peer->ahead_count++;
 }
 
+/* An operation without stages where a peer's has some. */
+static dss_operation_t *find_plain(dss_engine_t *engine, dss_key_t key) {
+    key.stage = 0;
+    dss_operation_t *operation = dss_engine_find(engine, &key);
+    return operation && operation->algorithm != DSS_HIERARCHY ? operation : NULL;
+}
+
 static void opened(dss_peer_t *peer, const uint8_t *payload) {
     dss_error_t error;
     dss_signature_t signature;
@@ -482,11 +489,11 @@ static void opened(dss_peer_t *peer, const uint8_t *payload) {
         dss_peer_lose(peer, "sent nonsense: it began an operation twice");
     else if (member)
         dss_member_open(member, &signature);
-    else if (dss_engine_find(peer->engine, &key)) {
-        dss_operation_t *operation = dss_engine_find(peer->engine, &key);
-        dss_member_t stranger = {.operation = operation, .peer = peer};
-        mismatch(&stranger, &signature);
-    } else
+    else if (dss_engine_find(peer->engine, &key))
+        dss_operation_mismatch(dss_engine_find(peer->engine, &key), peer, &signature);
+    else if (key.stage && find_plain(peer->engine, key))
+        dss_operation_mismatch(find_plain(peer->engine, key), peer, &signature);
+    else
         keep_ahead(peer, &key, &signature);
 }
 

@@ -10,16 +10,23 @@
 #include "descriptors.h"
 #include "hash.h"
 
+bool dss_key_related(const dss_key_t *one, const dss_key_t *other) {
+    return one->channel == other->channel && one->sequence == other->sequence && one->part == other->part;
+}
+
+bool dss_key_equal(const dss_key_t *one, const dss_key_t *other) {
+    return dss_key_related(one, other) && one->stage == other->stage;
+}
+
 uint32_t dss_key_bucket(const dss_key_t *key) {
-    uint64_t mixed = key->channel ^ (key->sequence * 0x9e3779b97f4a7c15u) ^ ((uint64_t)key->part << 32);
+    uint64_t mixed = key->channel ^ (key->sequence * 0x9e3779b97f4a7c15u) ^ ((uint64_t)key->part << 32) ^ key->stage;
     mixed ^= mixed >> 29;
     return (uint32_t)(mixed ^ (mixed >> 13)) & (DSS_TABLE_SIZE - 1);
 }
 
 dss_operation_t *dss_engine_find(dss_engine_t *engine, const dss_key_t *key) {
     dss_operation_t *operation = engine->table[dss_key_bucket(key)];
-    while (operation &&
-           (operation->key.channel != key->channel || operation->key.sequence != key->sequence || operation->key.part != key->part))
+    while (operation && !dss_key_equal(&operation->key, key))
         operation = operation->next_in_bucket;
     return operation;
 }
@@ -58,12 +65,15 @@ static dss_status_t check_params(const dss_engine_t *engine, const dss_operation
     if (params->params_bytes != sizeof *params || !params->done)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "params: %zu bytes, expected %zu, and a callback", params->params_bytes,
                         sizeof *params);
-    if (params->kind < DSS_OPERATION_AVERAGE || params->kind > DSS_OPERATION_BARRIER)
+    if (params->kind < DSS_OPERATION_AVERAGE || params->kind > DSS_OPERATION_CROSSING)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "kind: %d is unknown", (int)params->kind);
     if (dss_dtype_bytes(params->dtype) == 0 || (moves_values && !dss_reduction_takes(params->reduction, params->dtype)))
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "no %s of %s", dss_reduction_name(params->reduction),
                         dss_dtype_name(params->dtype));
-    if (params->kind == DSS_OPERATION_AVERAGE && (params->reduction != DSS_SUM || params->dtype > DSS_BFLOAT16))
+    if (params->key.stage)
+        return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "key: stage is %u, and only the engine may set it", params->key.stage);
+    const bool averages = params->kind == DSS_OPERATION_AVERAGE || params->kind == DSS_OPERATION_CROSSING;
+    if (averages && (params->reduction != DSS_SUM || params->dtype > DSS_BFLOAT16))
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "an average needs a sum of a floating dtype, got %s of %s",
                         dss_reduction_name(params->reduction), dss_dtype_name(params->dtype));
     if (!moves_values && params->segment_count > 0)
@@ -73,6 +83,7 @@ static dss_status_t check_params(const dss_engine_t *engine, const dss_operation
 
 static void destroy_operation(dss_operation_t *operation) {
     dss_segments_release(&operation->segments);
+    dss_hierarchy_destroy(operation->hierarchy);
     free(operation->scratch);
     free(operation->text);
     free(operation->members);
@@ -80,11 +91,26 @@ static void destroy_operation(dss_operation_t *operation) {
 }
 
 void dss_operation_unreference(dss_operation_t *operation) {
-    if (--operation->references == 0)
-        destroy_operation(operation);
+    if (--operation->references > 0)
+        return;
+    dss_operation_t *parent = operation->parent;
+    destroy_operation(operation);
+    if (parent)
+        dss_operation_unreference(parent);
 }
 
-static dss_operation_t *make_operation(dss_engine_t *engine, const dss_operation_params_t *params, dss_error_t *error_p) {
+static void become_stage(dss_operation_t *operation, const dss_stage_t *stage) {
+    operation->parent = stage->parent;
+    operation->parent->references++;
+    operation->key.stage = stage->number;
+    operation->scale = stage->scale;
+    operation->skips[DSS_PHASE_REDUCE] = !stage->is_whole && stage->phases != DSS_PHASE_REDUCE;
+    operation->skips[DSS_PHASE_GATHER] = !stage->is_whole && stage->phases != DSS_PHASE_GATHER;
+    operation->signature.element_count = stage->parent->signature.element_count;
+}
+
+static dss_operation_t *make_operation(dss_engine_t *engine, const dss_operation_params_t *params, const dss_stage_t *stage,
+                                       dss_error_t *error_p) {
     dss_operation_t *operation = calloc(1, sizeof *operation);
     dss_member_t *members = calloc(params->member_count, sizeof *members);
     if (!operation || !members) {
@@ -101,18 +127,18 @@ static dss_operation_t *make_operation(dss_engine_t *engine, const dss_operation
                                    .key = params->key,
                                    .member_count = params->member_count,
                                    .members = members,
+                                   .scale = params->kind == DSS_OPERATION_AVERAGE ? 1.0 / params->member_count : 1.0,
                                    .timeout_ns = params->timeout_ns,
                                    .done = params->done,
                                    .argument = params->argument};
     (void)snprintf(operation->what, sizeof operation->what, "%s", params->what ? params->what : "operation");
-    uint64_t count = 0;
     for (size_t i = 0; i < params->segment_count; i++)
-        count += params->segments[i].element_count;
+        operation->element_count += params->segments[i].element_count;
     operation->signature = (dss_signature_t){.kind = (uint8_t)params->kind,
                                              .dtype = (uint8_t)params->dtype,
                                              .reduction = (uint8_t)params->reduction,
                                              .member_count = params->member_count,
-                                             .element_count = count,
+                                             .element_count = operation->element_count,
                                              .members_hash = dss_hash(params->members, params->member_count * sizeof(uint32_t), 0),
                                              .layout = params->layout};
     for (uint32_t i = 0; i < params->member_count; i++) {
@@ -125,12 +151,14 @@ static dss_operation_t *make_operation(dss_engine_t *engine, const dss_operation
     }
     dss_status_t status =
         dss_segments_create(&operation->segments, params->segments, params->segment_count, dss_dtype_bytes(params->dtype));
+    if (stage)
+        become_stage(operation, stage);
     if (status == DSS_OK && !dss_operation_plan(operation))
         status = DSS_ERR_NO_MEMORY;
     if (status != DSS_OK) {
         (void)dss_fail(error_p, status, "%s",
                        status == DSS_ERR_NO_MEMORY ? "out of memory for an operation" : "an array is NULL or too long");
-        destroy_operation(operation);
+        dss_operation_unreference(operation);
         return NULL;
     }
     return operation;
@@ -166,7 +194,9 @@ static void join_peer(dss_member_t *member) {
     if (peer->state == DSS_PEER_READY)
         dss_member_announce(member);
     const uint64_t bytes = member->send_goal[DSS_PHASE_REDUCE];
-    if (bytes <= DSS_EAGER_BYTES && peer->eager_sent + bytes <= DSS_EAGER_TOTAL) {
+    const bool has_some =
+        bytes > 0 || member->send_goal[DSS_PHASE_GATHER] == 0; /* results are never sent before they are awaited */
+    if (has_some && bytes <= DSS_EAGER_BYTES && peer->eager_sent + bytes <= DSS_EAGER_TOTAL) {
         member->eager = true;
         peer->eager_sent += (size_t)bytes;
         dss_peer_queue(member);
@@ -191,12 +221,33 @@ static const char *obstacle(dss_engine_t *engine, const dss_operation_t *operati
     return NULL;
 }
 
+/* Ranks that called different things may have gone different ways, and would never meet. */
+static bool meets_another(dss_operation_t *operation) {
+    for (uint32_t i = 0; !operation->parent && i < operation->member_count; i++) {
+        dss_peer_t *peer = operation->members[i].peer;
+        for (const dss_ahead_t *ahead = peer ? peer->ahead : NULL; ahead; ahead = ahead->next)
+            if (dss_key_related(&ahead->key, &operation->key) &&
+                (operation->algorithm == DSS_HIERARCHY) != (ahead->key.stage != 0)) {
+                const dss_signature_t theirs = ahead->signature;
+                dss_operation_mismatch(operation, peer, &theirs);
+                return true;
+            }
+    }
+    return false;
+}
+
 static void begin(dss_operation_t *operation) {
     dss_engine_t *engine = operation->engine;
     dss_status_t status = DSS_OK;
     const char *reason = obstacle(engine, operation, &status);
     if (reason) {
         dss_operation_fail(operation, status, "start", reason);
+        return;
+    }
+    if (meets_another(operation))
+        return;
+    if (operation->algorithm == DSS_HIERARCHY) {
+        dss_hierarchy_begin(operation);
         return;
     }
     for (uint32_t i = 0; i < operation->member_count && !operation->completed; i++) {
@@ -223,7 +274,7 @@ dss_status_t dss_engine_post(dss_engine_t *engine, const dss_operation_params_t 
     dss_status_t status = check_params(engine, params, error_p);
     if (status != DSS_OK)
         return status;
-    dss_operation_t *operation = make_operation(engine, params, error_p);
+    dss_operation_t *operation = make_operation(engine, params, NULL, error_p);
     if (!operation)
         return DSS_ERR_NO_MEMORY;
     dss_engine_lock(engine);
@@ -244,6 +295,17 @@ dss_status_t dss_engine_post(dss_engine_t *engine, const dss_operation_params_t 
     if (!params->will_wait || operation->completed || engine->driven)
         dss_engine_hand_over(engine);
     dss_engine_unlock(engine);
+    return DSS_OK;
+}
+
+dss_status_t dss_engine_post_stage(dss_engine_t *engine, const dss_operation_params_t *params, const dss_stage_t *stage,
+                                   dss_error_t *error_p) {
+    dss_operation_t *operation = make_operation(engine, params, stage, error_p);
+    if (!operation)
+        return DSS_ERR_NO_MEMORY;
+    operation->deadline_ns = stage->parent->stage_deadline_ns;
+    dss_engine_insert(engine, operation);
+    begin(operation);
     return DSS_OK;
 }
 

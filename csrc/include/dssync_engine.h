@@ -63,6 +63,9 @@ DSS_API uint32_t dss_engine_rank(const dss_engine_t *engine);
 DSS_API uint32_t dss_engine_world_size(const dss_engine_t *engine);
 /* The lowest rank on the host of `rank`. */
 DSS_API uint32_t dss_engine_host_of(const dss_engine_t *engine, uint32_t rank);
+/* The rack of each rank, the same on all ranks, before anything is posted. Larger operations go by hosts and racks then: values are
+ * reduced and scattered inside, exchanged between, and gathered inside again, so that an uplink carries them once. */
+DSS_API dss_status_t dss_engine_set_racks(dss_engine_t *engine, const uint32_t *rack_of, dss_error_t *error_p);
 
 typedef struct dss_engine_stats {
     uint64_t bytes_sent; /* frames included */
@@ -81,7 +84,8 @@ DSS_API void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p)
 typedef enum dss_operation_kind {
     DSS_OPERATION_AVERAGE = 1, /* the mean over the members; floating dtypes; the reduction is SUM */
     DSS_OPERATION_ALL_REDUCE = 2,
-    DSS_OPERATION_BARRIER = 3, /* no elements */
+    DSS_OPERATION_BARRIER = 3,  /* no elements */
+    DSS_OPERATION_CROSSING = 4, /* an average between racks, for later: see dss_operation_correct() */
 } dss_operation_kind_t;
 
 /* Operations with the same key meet. A channel holds what must stay in step: after an error on it, all of it fails, on every rank.
@@ -90,6 +94,7 @@ typedef struct dss_key {
     uint64_t channel;
     uint64_t sequence; /* the step, or the order of posting */
     uint32_t part;     /* bucket and stripe */
+    uint32_t stage;    /* 0; the engine counts the stages of one operation with it */
 } dss_key_t;
 
 typedef struct dss_segment {
@@ -127,6 +132,13 @@ DSS_API dss_status_t dss_engine_post(dss_engine_t *engine, const dss_operation_p
 DSS_API int dss_operation_wait(dss_operation_t *operation, uint64_t timeout_ns);
 /* After it: the operation's status and text (fills *error_p if it is not DSS_OK). */
 DSS_API dss_status_t dss_operation_result(const dss_operation_t *operation, dss_error_t *error_p);
+/* Of a CROSSING that is done: adds its correction to the segments, of as many elements in all.
+ *
+ * A crossing is posted with values that are equal on all members of one rack, the rack's mean. They are read at once and may change
+ * afterwards. When it is done, the correction is there: the mean over all members less the rack's mean that was posted, the same
+ * to the last bit on all members of the rack. Corrections sum to zero over the members. */
+DSS_API dss_status_t dss_operation_correct(const dss_operation_t *operation, const dss_segment_t *segments, size_t segment_count,
+                                           dss_error_t *error_p);
 /* The caller needs the handle no more; the operation goes on. NULL is allowed. */
 DSS_API void dss_operation_release(dss_operation_t *operation);
 

@@ -18,6 +18,7 @@ typedef struct ranks {
     dss_transport_t transport;
     void (*body)(dss_engine_t *engine, uint32_t rank, void *argument);
     void *argument;
+    dss_status_t (*allgather)(void *argument, const void *mine, size_t bytes_each, void *all, dss_error_t *error_p);
     pthread_barrier_t barrier;
     uint8_t cards[RANKS_MOST * 256];
 } ranks_t;
@@ -47,7 +48,7 @@ static inline void *ranks_main(void *argument) {
                                         .rank = one->rank,
                                         .world_size = ranks->world_size,
                                         .transport = ranks->transport,
-                                        .oob = {.allgather = ranks_allgather, .argument = one}};
+                                        .oob = {.allgather = ranks->allgather, .argument = one}};
     if (dss_engine_create(&params, &engine, &error) != DSS_OK)
         CHECK_FAIL("rank %u: %s", one->rank, error.text);
     ranks->body(engine, one->rank, ranks->argument);
@@ -56,12 +57,15 @@ static inline void *ranks_main(void *argument) {
     return NULL;
 }
 
-static inline void ranks_run(uint32_t world_size, dss_transport_t transport,
-                             void (*body)(dss_engine_t *engine, uint32_t rank, void *argument), void *argument) {
+/* `allgather` calls ranks_allgather, and may change what it says. */
+static inline void ranks_run_with(uint32_t world_size, dss_transport_t transport,
+                                  dss_status_t (*allgather)(void *argument, const void *mine, size_t bytes_each, void *all,
+                                                            dss_error_t *error_p),
+                                  void (*body)(dss_engine_t *engine, uint32_t rank, void *argument), void *argument) {
     static ranks_t ranks;
     pthread_t threads[RANKS_MOST];
     ranks_one_t ones[RANKS_MOST];
-    ranks = (ranks_t){.world_size = world_size, .transport = transport, .body = body, .argument = argument};
+    ranks = (ranks_t){.world_size = world_size, .transport = transport, .body = body, .argument = argument, .allgather = allgather};
     pthread_barrier_init(&ranks.barrier, NULL, world_size);
     for (uint32_t i = 0; i < world_size; i++) {
         ones[i] = (ranks_one_t){.ranks = &ranks, .rank = i};
@@ -70,6 +74,11 @@ static inline void ranks_run(uint32_t world_size, dss_transport_t transport,
     for (uint32_t i = 0; i < world_size; i++)
         pthread_join(threads[i], NULL);
     pthread_barrier_destroy(&ranks.barrier);
+}
+
+static inline void ranks_run(uint32_t world_size, dss_transport_t transport,
+                             void (*body)(dss_engine_t *engine, uint32_t rank, void *argument), void *argument) {
+    ranks_run_with(world_size, transport, ranks_allgather, body, argument);
 }
 
 /* ---- one call ----------------------------------------------------------------------------------------------------------- */

@@ -55,7 +55,8 @@ static bool is_sound(const dss_frame_t *frame) {
     case DSS_FRAME_FAIL:
         return plain && frame->payload_bytes > 0 && frame->payload_bytes <= DSS_FRAME_MAX_PAYLOAD_BYTES;
     case DSS_FRAME_GOODBYE:
-        return plain && frame->payload_bytes == 0 && frame->key.channel == 0 && frame->key.sequence == 0 && frame->key.part == 0;
+        return plain && frame->payload_bytes == 0 && frame->key.channel == 0 && frame->key.sequence == 0 && frame->key.part == 0 &&
+               frame->key.stage == 0;
     default:
         return false;
     }
@@ -66,7 +67,7 @@ static void try_fields(const uint8_t *bytes) {
         .type = (dss_frame_type_t)(bytes[0] % 8),
         .phase = (dss_phase_t)(bytes[1] % 4),
         .payload_bytes = (uint32_t)number(bytes + 2, 4),
-        .key = {number(bytes + 6, 8), number(bytes + 14, 8), (uint32_t)number(bytes + 22, 4)},
+        .key = {number(bytes + 6, 8), number(bytes + 14, 8), (uint32_t)number(bytes + 22, 4), (uint32_t)number(bytes + 34, 4)},
         .offset = number(bytes + 26, 8),
     };
     uint8_t encoded[DSS_FRAME_BYTES];
@@ -78,7 +79,8 @@ static void try_fields(const uint8_t *bytes) {
     if (status != DSS_OK)
         return;
     CHECK(back.type == frame.type && back.phase == frame.phase && back.payload_bytes == frame.payload_bytes);
-    CHECK(back.key.channel == frame.key.channel && back.key.sequence == frame.key.sequence && back.key.part == frame.key.part);
+    CHECK(back.key.channel == frame.key.channel && back.key.sequence == frame.key.sequence && back.key.part == frame.key.part &&
+          back.key.stage == frame.key.stage);
     CHECK_EQUAL(back.offset, frame.offset);
     fuzz_through_count++;
 }
