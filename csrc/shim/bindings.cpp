@@ -4,6 +4,7 @@
 #include "native_averager.hpp"
 #include "plan_handle.hpp"
 #include "process_group.hpp"
+#include "simulate_binding.hpp"
 #include "topology_handle.hpp"
 
 #include <c10/util/StringUtil.h>
@@ -13,6 +14,8 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <optional>
+
 namespace dssync {
 
 namespace {
@@ -20,7 +23,8 @@ namespace {
 constexpr Operation kAverage{"average", "dssync:average", c10d::OpType::ALLREDUCE};
 
 const std::vector<std::pair<const char *, dss_plan_kind_t>> kPlanKinds{
-    {"auto", DSS_PLAN_AUTO}, {"grid", DSS_PLAN_GRID}, {"random", DSS_PLAN_RANDOM}, {"explicit", DSS_PLAN_EXPLICIT}};
+    {"auto", DSS_PLAN_AUTO},       {"grid", DSS_PLAN_GRID},       {"random", DSS_PLAN_RANDOM}, {"exact", DSS_PLAN_EXACT},
+    {"leaders", DSS_PLAN_LEADERS}, {"striped", DSS_PLAN_STRIPED}, {"hybrid", DSS_PLAN_HYBRID}, {"explicit", DSS_PLAN_EXPLICIT}};
 
 dss_plan_kind_t kindOf(const std::string &name) {
     for (const auto &[known, kind] : kPlanKinds) {
@@ -28,7 +32,7 @@ dss_plan_kind_t kindOf(const std::string &name) {
             return kind;
         }
     }
-    throw py::value_error("dssync: plan must be auto, grid or random, got '" + name + "'");
+    throw py::value_error("dssync: plan must be auto, grid, random, exact, leaders, striped or hybrid, got '" + name + "'");
 }
 
 const char *nameOf(dss_plan_kind_t kind) {
@@ -84,14 +88,50 @@ std::shared_ptr<const PythonCallback> callback(py::object callable) {
     return std::make_shared<const PythonCallback>(std::move(callable));
 }
 
+py::dict costOf(const PlanHandle &plan, const TopologyHandle &topology, uint64_t modelBytes, double computeSeconds) {
+    static const char *const links[] = {"memory", "nic", "uplink"};
+    const auto cost = plan.cost(topology, modelBytes, computeSeconds);
+    py::dict dict;
+    dict["sync_s"] = cost.sync_s;
+    dict["bound_s"] = cost.bound_s;
+    dict["foreground_s"] = cost.foreground_s;
+    dict["background_s"] = cost.background_s;
+    dict["busiest"] = links[cost.busiest];
+    dict["busiest_index"] = cost.busiest_index;
+    dict["busiest_bytes"] = cost.busiest_bytes;
+    dict["sent_bytes"] = cost.sent_bytes;
+    dict["contraction"] = cost.contraction;
+    dict["longest_wait_steps"] = cost.longest_wait_steps;
+    return dict;
+}
+
+std::pair<std::vector<double>, std::vector<double>> linkBytesOf(const PlanHandle &plan, const TopologyHandle &topology,
+                                                                uint64_t modelBytes, std::optional<uint32_t> round) {
+    auto bytes = plan.linkBytes(topology, modelBytes, round.value_or(kMeanStep));
+    return {std::move(bytes.nics), std::move(bytes.uplinks)};
+}
+
 void bindCore(py::module_ &m) {
     py::class_<PlanHandle>(m, "Plan")
         .def_static(
             "create",
-            [](const std::string &kind, uint32_t worldSize, uint32_t groupSize, uint32_t maxPeriod, uint64_t seed) {
-                return PlanHandle::create(kindOf(kind), worldSize, groupSize, maxPeriod, seed);
+            [](const std::string &kind, uint32_t worldSize, uint32_t groupSize, uint32_t maxPeriod, uint64_t seed,
+               const TopologyHandle *topology, uint64_t modelBytes, double computeSeconds, std::optional<uint32_t> delay) {
+                const dss_plan_params_t params{sizeof(params),
+                                               kindOf(kind),
+                                               worldSize,
+                                               groupSize,
+                                               maxPeriod,
+                                               seed,
+                                               topology != nullptr ? topology->get() : nullptr,
+                                               modelBytes,
+                                               computeSeconds,
+                                               delay.value_or(DSS_DELAY_AUTO)};
+                return PlanHandle::create(params);
             },
-            py::arg("kind"), py::arg("world_size"), py::arg("group_size") = 0, py::arg("max_period") = 0, py::arg("seed") = 0)
+            py::arg("kind"), py::arg("world_size"), py::arg("group_size") = 0, py::arg("max_period") = 0, py::arg("seed") = 0,
+            py::arg("topology") = nullptr, py::arg("model_bytes") = 0, py::arg("compute_s") = 0.0, py::arg("delay") = std::nullopt,
+            py::call_guard<py::gil_scoped_release>())
         .def_static("explicit", &PlanHandle::createExplicit, py::arg("world_size"), py::arg("rounds"), py::arg("seed") = 0)
         .def_static(
             "deserialize", [](const py::bytes &data) { return PlanHandle::deserialize(data); }, py::arg("data"))
@@ -101,6 +141,17 @@ void bindCore(py::module_ &m) {
         .def_property_readonly("period", &PlanHandle::period)
         .def_property_readonly("max_group_size", [](const PlanHandle &plan) { return dss_plan_max_group_size(plan.get()); })
         .def_property_readonly("seed", [](const PlanHandle &plan) { return dss_plan_seed(plan.get()); })
+        .def_property_readonly("stripe_count", [](const PlanHandle &plan) { return dss_plan_stripe_count(plan.get()); })
+        .def_property_readonly("delay", [](const PlanHandle &plan) { return dss_plan_delay(plan.get()); })
+        .def_property_readonly("rack_count", [](const PlanHandle &plan) { return dss_plan_rack_count(plan.get()); })
+        .def(
+            "is_crossing", [](const PlanHandle &plan, uint32_t round) { return dss_plan_is_crossing(plan.get(), round) != 0; },
+            py::arg("round"))
+        .def(
+            "rack_of", [](const PlanHandle &plan, uint32_t rank) { return dss_plan_rack_of(plan.get(), rank); }, py::arg("rank"))
+        .def("longest_wait", [](const PlanHandle &plan) { return dss_plan_longest_wait(plan.get()); })
+        .def("cost", &costOf, py::arg("topology"), py::arg("model_bytes"), py::arg("compute_s") = 0.0)
+        .def("link_bytes", &linkBytesOf, py::arg("topology"), py::arg("model_bytes"), py::arg("round") = std::nullopt)
         .def_property_readonly("hash", [](const PlanHandle &plan) { return dss_plan_hash(plan.get()); })
         .def("groups", &PlanHandle::groups, py::arg("round"))
         .def("group_of_rank", &PlanHandle::groupOfRank, py::arg("round"), py::arg("rank"))
@@ -217,5 +268,6 @@ PYBIND11_MODULE(_C, m) {
     m.attr("TORCH_VERSION") = c10::str(TORCH_VERSION_MAJOR, ".", TORCH_VERSION_MINOR, ".", TORCH_VERSION_PATCH);
     dssync::bindTopology(m);
     dssync::bindCore(m);
+    dssync::bindSimulation(m);
     dssync::bindShim(m);
 }
