@@ -12,8 +12,7 @@ void check(dss_status_t status, const char *text) {
 }
 } // namespace
 
-PlanHandle PlanHandle::create(dss_plan_kind_t kind, uint32_t worldSize, uint32_t groupSize, uint32_t maxPeriod, uint64_t seed) {
-    const dss_plan_params_t params{sizeof(params), kind, worldSize, groupSize, maxPeriod, seed};
+PlanHandle PlanHandle::create(const dss_plan_params_t &params) {
     dss_plan_t *plan = nullptr;
     dss_error_t error{};
     check(dss_plan_create(&params, &plan, &error), error.text);
@@ -22,26 +21,24 @@ PlanHandle PlanHandle::create(dss_plan_kind_t kind, uint32_t worldSize, uint32_t
 
 PlanHandle PlanHandle::createExplicit(uint32_t worldSize, const std::vector<std::vector<std::vector<uint32_t>>> &rounds,
                                       uint64_t seed) {
-    const uint32_t unset = worldSize; // no group has this number: the core refuses a rank left out
-    std::vector<uint32_t> groupOf(static_cast<size_t>(worldSize) * rounds.size(), unset);
-    for (size_t round = 0; round < rounds.size(); ++round) {
-        for (size_t group = 0; group < rounds[round].size(); ++group) {
-            for (const uint32_t rank : rounds[round][group]) {
-                TORCH_CHECK_VALUE(rank < worldSize, "dssync: round ", round, " names rank ", rank, " of a world of ", worldSize);
-                auto &slot = groupOf[round * worldSize + rank];
-                TORCH_CHECK_VALUE(slot == unset, "dssync: rank ", rank, " stands in two groups of round ", round);
-                slot = static_cast<uint32_t>(group);
-            }
-        }
-        for (uint32_t rank = 0; rank < worldSize; ++rank) {
-            TORCH_CHECK_VALUE(groupOf[round * worldSize + rank] != unset, "dssync: rank ", rank, " stands in no group of round ",
-                              round);
+    std::vector<uint32_t> groupCounts, memberCounts, members;
+    for (const auto &groups : rounds) {
+        groupCounts.push_back(static_cast<uint32_t>(groups.size()));
+        for (const auto &group : groups) {
+            memberCounts.push_back(static_cast<uint32_t>(group.size()));
+            members.insert(members.end(), group.begin(), group.end());
         }
     }
+    const auto roundCount = static_cast<uint32_t>(rounds.size());
+    std::vector<uint32_t> groupOf(static_cast<size_t>(worldSize) * roundCount);
     dss_plan_t *plan = nullptr;
     dss_error_t error{};
-    check(dss_plan_create_explicit(worldSize, static_cast<uint32_t>(rounds.size()), groupOf.data(), seed, &plan, &error),
+    members.push_back(0); // an array of none may be NULL, which the core refuses as a mistake of the caller
+    memberCounts.push_back(0);
+    check(dss_rounds_from_groups(worldSize, roundCount, groupCounts.data(), memberCounts.data(), members.data(), groupOf.data(),
+                                 &error),
           error.text);
+    check(dss_plan_create_explicit(worldSize, roundCount, groupOf.data(), seed, &plan, &error), error.text);
     return PlanHandle(plan);
 }
 
@@ -90,6 +87,22 @@ double PlanHandle::contraction() const {
     double rho = 0;
     check(dss_plan_contraction(get(), &rho), "");
     return rho;
+}
+
+dss_cost_t PlanHandle::cost(const TopologyHandle &topology, uint64_t modelBytes, double computeSeconds) const {
+    dss_cost_t cost{};
+    dss_error_t error{};
+    check(dss_cost_of_plan(get(), topology.get(), modelBytes, computeSeconds, &cost, &error), error.text);
+    return cost;
+}
+
+LinkBytes PlanHandle::linkBytes(const TopologyHandle &topology, uint64_t modelBytes, uint32_t round) const {
+    LinkBytes bytes{std::vector<double>(dss_topology_host_count(topology.get())),
+                    std::vector<double>(dss_topology_rack_count(topology.get()))};
+    dss_error_t error{};
+    check(dss_cost_link_bytes(get(), topology.get(), modelBytes, round, bytes.nics.data(), bytes.uplinks.data(), &error),
+          error.text);
+    return bytes;
 }
 
 } // namespace dssync

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dssync.h"
+#include "topology_handle.hpp"
 
 #include <memory>
 #include <string>
@@ -11,10 +12,16 @@ namespace dssync {
 
 // In place of a round's number: the group of all ranks.
 constexpr uint32_t kExactRound = UINT32_MAX;
+constexpr uint32_t kMeanStep = UINT32_MAX;
+
+struct LinkBytes {
+    std::vector<double> nics;    // of each host
+    std::vector<double> uplinks; // of each rack
+};
 
 class PlanHandle {
   public:
-    static PlanHandle create(dss_plan_kind_t kind, uint32_t worldSize, uint32_t groupSize, uint32_t maxPeriod, uint64_t seed);
+    static PlanHandle create(const dss_plan_params_t &params);
     static PlanHandle createExplicit(uint32_t worldSize, const std::vector<std::vector<std::vector<uint32_t>>> &rounds,
                                      uint64_t seed);
     static PlanHandle deserialize(const std::string &bytes);
@@ -33,6 +40,8 @@ class PlanHandle {
     std::vector<uint32_t> groupOfRank(uint32_t round, uint32_t rank) const;
     std::vector<std::vector<uint32_t>> groups(uint32_t round) const;
     double contraction() const;
+    dss_cost_t cost(const TopologyHandle &topology, uint64_t modelBytes, double computeSeconds) const;
+    LinkBytes linkBytes(const TopologyHandle &topology, uint64_t modelBytes, uint32_t round) const; // kMeanStep: of a mean step
 
   private:
     explicit PlanHandle(dss_plan_t *plan) : plan_(plan, dss_plan_destroy) {}
