@@ -189,11 +189,11 @@ class _Maker:
         self.are_given = bool(given)
         if given and "workers" in table.values and workers != len(given):
             table.fail("workers", f"workers is {workers}, but ranks lists {len(given)}; leave one of them out")
-        ranks = given or tuple(range(self.world_size, self.world_size + workers))
-        self.world_size += len(ranks)
+        first = self.world_size
+        self.world_size += len(given) or workers
         if self.world_size > MAX_WORLD_SIZE:
             table.fail(None, f"up to here there are {self.world_size} workers, expected at most {MAX_WORLD_SIZE}")
-        return ranks
+        return given or tuple(range(first, self.world_size))
 
 
 def _names(table: _Table, accept: Callable[[Any], list[str]], default: Callable[[], str]) -> Iterator[str]:
