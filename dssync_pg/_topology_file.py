@@ -48,6 +48,13 @@ def read(path: str | os.PathLike[str], world_size: int | None) -> Topology:
 def parse(text: str, name: str, world_size: int | None, is_json: bool) -> Topology:
     """name: of the file, for errors. Raises TopologyError."""
     source = _Source(text, name, is_json)
+    try:
+        return _build(source, world_size)
+    except RecursionError:
+        source.fail(1, "this is nested too deep for a topology")
+
+
+def _build(source: _Source, world_size: int | None) -> Topology:
     root = _Table(source, (), source.tables(), "a topology", _FILE_KEYS)
     maker = _Maker(root)
     racks = maker.racks()
@@ -78,16 +85,18 @@ class _Source:
             found = re.search(r" \(at line (\d+), column \d+\)", str(error))
             line = int(found[1]) if found else self.text.count("\n") + 1
             self.fail(line, f"this is no TOML: {str(error).replace(found[0] if found else ' (at end of document)', '')}")
-        except RecursionError:
-            self.fail(1, "this is nested too deep for a topology")
+        except TopologyError:
+            raise
+        except ValueError as error:  # a number of thousands of digits
+            self.fail(1, str(error))
         if not isinstance(value, dict):
             self.fail(1, "expected an object with racks")
         return value
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            path, line = _Lines(self.text, self.is_json).repeated[0]
-            self.fail(line, f"{path[-1]!r} is given twice")
+            for path, line in _Lines(self.text, self.is_json).repeated:
+                self.fail(line, f"{path[-1]!r} is given twice")
         return dict(pairs)
 
     def fail(self, line: int, text: str) -> NoReturn:

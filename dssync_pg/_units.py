@@ -15,11 +15,9 @@ _LATENCY_DIVISORS = {"s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6, "μs": 1e6, "ns
 
 def parse_rate(value: object) -> float:
     """Bits a second. Raises ValueError."""
-    rate = math.nan
+    rate = _number(value)
     if isinstance(value, str) and (found := _RATE.fullmatch(value)):
         rate = float(found[1]) * _RATE_SCALES[found[2].lower()]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        rate = float(value)
     if not rate > 0:
         raise ValueError(f'{value!r}, expected a rate above 0, as "500 Mbit/s" (kbit, Mbit, Gbit) or in bit/s')
     return rate
@@ -27,14 +25,20 @@ def parse_rate(value: object) -> float:
 
 def parse_latency(value: object) -> float:
     """Seconds. Raises ValueError."""
-    latency = math.nan
+    latency = _number(value)
     if isinstance(value, str) and (found := _LATENCY.fullmatch(value)):
         latency = float(found[1]) / _LATENCY_DIVISORS[found[2]]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        latency = float(value)
     if not 0 <= latency < math.inf:
         raise ValueError(f'{value!r}, expected a time of at least 0, as "50 us" (s, ms, us, ns) or in seconds')
     return latency
+
+
+def _number(value: object) -> float:
+    """NAN for what is none."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an int beyond every float
+        return math.nan
 
 
 def format_rate(rate: float) -> str:

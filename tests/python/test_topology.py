@@ -167,7 +167,11 @@ WRONG = {
     "json with a break before its values": ('{"rack":\n [{"host":\n [{}], "uplink"\n:\n0}]}', 3, "uplink is 0"),
     "no json": ('{"rack": [\n}', 2, "this is no JSON"),
     "json twice": ('{"rack": [{"host": [\n{"name": "a",\n"name": "b"}]}]}', 3, "'name' is given twice"),
-    "deep json": ('{"rack":' + "[" * 200_000, 1, ""),
+    "deep json": ('{"rack":' + "[" * 200_000, 1, "nested too deep"),
+    "deep json that can be read": ('{"rack":' + "[" * 900 + "]" * 900 + "}", 1, ""),
+    "deep toml": ("rack = " + "[" * 900 + "]" * 900, 1, ""),
+    "a number beyond all floats": ("nic = 1" + "0" * 400 + "\n[[rack]]\nhost = [{}]\n", 1, "nic is 1"),
+    "a number beyond all integers": ("\nnic = 1" + "0" * 5000, 1, "digits"),
 }
 
 
