@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from . import _C
+from . import _C, _explain
+
+if TYPE_CHECKING:
+    from .topology import Topology
 
 _SHOWN_ROUNDS = 16
 _SHOWN_WIDTH = 100
+
+
+_MODEL_BYTES = 32 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step costs under a plan, by the model of csrc/core/cost.c (bytes on each link over its rate, and latencies).
+
+    Times are seconds; bytes on links count headers.
+    """
+
+    sync_s: float
+    """By which averaging lengthens a step, when all workers run alike."""
+    bound_s: float
+    """Bytes on the busiest link over its rate: without compute no schedule of the plan is faster."""
+    foreground_s: float
+    """Of a step, what it waits for at once."""
+    background_s: float
+    """Of a delayed crossing, from its launch until its correction is there."""
+    busiest: str
+    """The link that bound_s is about: "memory", "nic" or "uplink"."""
+    busiest_index: int
+    """Its host or rack."""
+    busiest_bytes: float
+    """On it, a step, the busier direction."""
+    sent_bytes: float
+    """By a worker a step, the mean; without headers."""
+    contraction: float
+    """Of the plan; NaN above 4096 workers."""
+    longest_wait_steps: int
+    """Of the plan."""
 
 
 class Plan:
@@ -31,21 +68,85 @@ class Plan:
     @classmethod
     def create(
         cls,
-        world_size: int,
+        world_size: int | None = None,
         plan: str = "auto",
         group_size: int | str = "auto",
         max_period: int = 8,
         seed: int = 0,
+        *,
+        topology: Topology | None = None,
+        model_bytes: int = _MODEL_BYTES,
+        compute_s: float = 0.0,
+        delay: int | str = "auto",
     ) -> Plan:
         """A plan by its kind.
 
-        plan: "grid" (mixed radix: with N = f1 * f2 * ... * fk, all ranks agree exactly after k rounds), "random" (seeded shuffles
-        cut into groups, unequal ones where the size does not divide N) or "auto" (grid where its groups stay small, else random).
+        plan:
+          "grid"     mixed radix: with N = f1 * f2 * ... * fk, all ranks agree exactly after k rounds
+          "random"   seeded shuffles cut into groups, unequal ones where the size does not divide N
+          "exact"    all ranks in one group, each step
+          "leaders"  one worker a rack averages with those of the other racks, the others in their rack; leaders rotate
+          "striped"  rounds inside racks, and one in which whole racks average with each other, for a stripe at a time, in the
+                     background
+          "hybrid"   the crossing rounds of "striped" alone, for gradients that are averaged exactly inside racks
+          "auto"     with a topology whose rates are known the kind with the shortest step (see `explain`), "exact" where that is
+                     as fast; else grid where its groups stay small, else random
+        world_size: may be left out where there is a topology.
         group_size: wanted workers a group; "auto": pairs while 3 rounds suffice, else the smallest size that needs at most 3.
         max_period: most rounds of a period. seed: of the shuffles.
+        topology: needed for leaders, striped and hybrid. model_bytes: averaged each step. compute_s: of a step without averaging; 0
+        is the worst case. delay: steps until the correction of a crossing is applied; "auto": the fewest that hide it.
         Raises ValueError when there is no such plan for this world size, or it would never mix all ranks.
         """
-        return cls(_C.Plan.create(plan, world_size, 0 if group_size == "auto" else int(group_size), max_period, seed))
+        if world_size is None:
+            if topology is None:
+                raise ValueError("a plan needs a world_size or a topology")
+            world_size = topology.world_size
+        return cls(
+            _C.Plan.create(
+                plan,
+                world_size,
+                0 if group_size == "auto" else int(group_size),
+                max_period,
+                seed,
+                None if topology is None else topology.core,
+                model_bytes,
+                compute_s,
+                None if delay == "auto" else int(delay),
+            )
+        )
+
+    @classmethod
+    def candidates(
+        cls,
+        topology: Topology,
+        group_size: int | str = "auto",
+        max_period: int = 8,
+        seed: int = 0,
+        *,
+        model_bytes: int = _MODEL_BYTES,
+        compute_s: float = 0.0,
+        delay: int | str = "auto",
+    ) -> dict[str, Plan]:
+        """The plans that "auto" weighs, by kind, as far as they exist for this topology; parameters as of `create`."""
+        flat = cls.create(topology.world_size, "auto", group_size, max_period, seed)
+        plans = {"exact": cls.create(topology.world_size, "exact"), flat.kind: flat}
+        for kind in ("leaders", "striped") if len(topology.racks) > 1 else ():
+            try:
+                plans[kind] = cls.create(
+                    None,
+                    kind,
+                    group_size,
+                    max_period,
+                    seed,
+                    topology=topology,
+                    model_bytes=model_bytes,
+                    compute_s=compute_s,
+                    delay=delay,
+                )
+            except ValueError:  # none within max_period
+                continue
+        return plans
 
     @classmethod
     def from_rounds(cls, rounds: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Plan:
@@ -69,7 +170,7 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """grid, random or explicit."""
+        """grid, random, exact, leaders, striped, hybrid, or explicit for rounds by hand."""
         return self.core.kind
 
     @property
@@ -86,6 +187,35 @@ class Plan:
     def max_group_size(self) -> int:
         """The size of the largest group of any round."""
         return self.core.max_group_size
+
+    @property
+    def stripe_count(self) -> int:
+        """In how many stripes the plan is made for; of so many rounds in a row a striped plan crosses racks in one."""
+        return self.core.stripe_count
+
+    def is_crossing(self, round: int) -> bool:
+        """Whether whole racks average with each other in this round, the part between racks in the background."""
+        return self.core.is_crossing(round)
+
+    @property
+    def delay(self) -> int:
+        """tau: steps until the correction of a crossing is applied; 0: it is waited for."""
+        return self.core.delay
+
+    @property
+    def rack_count(self) -> int:
+        """1 for plans that know no racks."""
+        return self.core.rack_count
+
+    @property
+    def rack_of(self) -> list[int]:
+        """The rack of each rank; all 0 for plans that know no racks."""
+        return [self.core.rack_of(rank) for rank in range(self.world_size)]
+
+    @property
+    def longest_wait(self) -> int:
+        """Steps until every parameter was averaged over all ranks at the latest, delays included; 0: that never is exact."""
+        return self.core.longest_wait()
 
     @property
     def seed(self) -> int:
@@ -109,6 +239,23 @@ class Plan:
         """The round that `stripe` takes at `step`."""
         return self.core.round_at(step, stripe)
 
+    def cost(self, topology: Topology, model_bytes: int = _MODEL_BYTES, compute_s: float = 0.0) -> Cost:
+        """What a step costs on these links. Raises ValueError where the topology has other workers, or other racks."""
+        return Cost(**self.core.cost(topology.core, model_bytes, compute_s))
+
+    def link_bytes(
+        self, topology: Topology, model_bytes: int = _MODEL_BYTES, round: int | None = None
+    ) -> tuple[list[float], list[float]]:
+        """Bytes on the NIC of each host and the uplink of each rack, the busier direction, headers included.
+
+        Of a mean step, or of one round that all of the model takes.
+        """
+        return self.core.link_bytes(topology.core, model_bytes, round)
+
+    def explain(self, topology: Topology | None = None, model_bytes: int = _MODEL_BYTES, compute_s: float = 0.0) -> str:
+        """Several lines for people: what the plan does; with a topology also what a step costs and what "auto" weighs beside it."""
+        return _explain.explain(self, topology, model_bytes, compute_s)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.core.hash == other.core.hash and self.to_bytes() == other.to_bytes()
 
@@ -119,8 +266,12 @@ class Plan:
         return (Plan.from_bytes, (self.to_bytes(),))
 
     def summary(self) -> str:
-        """One line: kind, period, group size, contraction."""
-        return f"{self.kind} plan, period {self.period}, groups of up to {self.max_group_size}, contraction {self.contraction:.3g}"
+        """One line: kind, period, group size, delay of crossings, contraction."""
+        delay = f", crossings {self.delay} late" if self.delay else ""
+        return (
+            f"{self.kind} plan, period {self.period}, groups of up to {self.max_group_size}{delay}, "
+            f"contraction {self.contraction:.3g}"
+        )
 
     def __repr__(self) -> str:
         return f"<Plan of {self.world_size} ranks: {self.summary()}>"
@@ -128,7 +279,8 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{self.world_size} ranks, {self.summary()}"]
         for index in range(min(self.period, _SHOWN_ROUNDS)):
-            lines.append(f"  round {index}: {_groups_line(self.core.groups(index))}")
+            crossing = ", across racks" if self.is_crossing(index) else ""
+            lines.append(f"  round {index}{crossing}: {_groups_line(self.core.groups(index))}")
         if self.period > _SHOWN_ROUNDS:
             lines.append(f"  and {self.period - _SHOWN_ROUNDS} more rounds")
         return "\n".join(lines)
