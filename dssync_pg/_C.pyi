@@ -8,6 +8,7 @@ import torch
 from torch._C._distributed_c10d import Backend, Store, Work
 
 EXACT_ROUND: int
+RACK_ROUND: int
 """In place of a round's number: the group of all ranks."""
 TORCH_VERSION: str
 """The torch this extension was built against, as "2.13.0"."""
@@ -144,10 +145,22 @@ class Engine:
     ) -> None: ...
     @property
     def hosts(self) -> list[int]: ...  # the lowest rank on the host of each rank
+    def average(self, tensor: torch.Tensor, members: Sequence[int], sequence: int, timeout: timedelta) -> None:
+        """The mean over `members` (ascending ranks), in place; blocks. Each sequence number is used once, the same on all members."""
+
+    def set_racks(self, rack_of: Sequence[int]) -> None: ...  # before anything is posted; the same on all ranks
     def abort(self, reason: str) -> None: ...
     def stats(self) -> dict[str, int]: ...
     """bytes_sent and bytes_received (headers counted), operations, and peers by how they are connected: shm_peers, tcp_peers,
     unix_peers (of this host, without shared memory), lost_peers."""
+
+class Crossing:
+    """AWAITED: a crossing round is done when its launch is. DELAYED: the part between racks goes on, and settle() adds its correction.
+    POSITIVE: the same, for values that must not become negative: a correction leaves at least a quarter of each."""
+
+    AWAITED: Crossing
+    DELAYED: Crossing
+    POSITIVE: Crossing
 
 class Averager:
     """Averages lists of tensors in the groups of a plan.
@@ -160,10 +173,14 @@ class Averager:
         self,
         step: int,
         layout: int,  # hash of what is averaged; equal on all ranks
-        parts: Sequence[tuple[int, Sequence[torch.Tensor]]],  # (round or EXACT_ROUND, dense tensors averaged in place)
+        # (round or EXACT_ROUND or RACK_ROUND, dense tensors averaged in place[, how it crosses: AWAITED])
+        parts: Sequence[tuple[int, Sequence[torch.Tensor]] | tuple[int, Sequence[torch.Tensor], Crossing]],
         what: str,  # for errors: "step 17 of sync 0"
         will_wait: bool = False,  # the caller waits right away: the engine's thread need not be woken
     ) -> Work: ...
+    def settle(self, step: int, discard: bool = False) -> None:
+        """Waits for the corrections of delayed crossings launched at `step` or before and adds them, or drops them. Native only."""
+
     def shutdown(self, abort: bool = False) -> None:
         """No launches any more: at once with `abort`, else after what was launched, within 2 s. The rest fails. Never raises."""
 

@@ -69,28 +69,34 @@ class Family:
 class _Layout:
     """What one launch averages: built once, and again when a tensor, a requires_grad flag or a storage changes."""
 
-    def __init__(self, key: tuple[object, ...], vectors: list[list[Named]], moments: list[Named], placeholders: list[Tensor],
-                 period: int, extra: str) -> None:  # fmt: skip
+    def __init__(self, key: tuple[object, ...], vectors: list[list[Named]], scales: list[list[Named]], moments: list[Named],
+                 placeholders: list[Tensor], stripe_count: int, extra: str) -> None:  # fmt: skip
         self.key = key
         self.placeholders = placeholders
         total = sum(item.tensor.numel() * item.tensor.element_size() for item in vectors[0])
-        self.stripe_count = _C.stripe_count(total, period, MIN_STRIPE_BYTES)
+        self.stripe_count = _C.stripe_count(total, stripe_count, MIN_STRIPE_BYTES)
         self.vectors = [Vector([item.tensor for item in vector], self.stripe_count) for vector in vectors]
+        self.scales = [Vector([item.tensor for item in vector], self.stripe_count) for vector in scales]
+        """Variances and second moments: their corrections must not make them negative."""
         self.moments = Vector([item.tensor for item in moments], SECOND_MOMENT_SLICES)
-        self.hash = layout_hash([*vectors, moments], f"{extra} stripes={self.stripe_count}")
-        self.names = [item.name for vector in [*vectors, moments] for item in vector]
-        self.bytes = sum(vector.bytes for vector in self.vectors) + self.moments.bytes // SECOND_MOMENT_SLICES
+        everything = [*vectors, *scales, moments]
+        self.hash = layout_hash(everything, f"{extra} stripes={self.stripe_count}")
+        self.names = [item.name for vector in everything for item in vector]
+        striped = [*self.vectors, *self.scales]
+        self.bytes = sum(vector.bytes for vector in striped) + self.moments.bytes // SECOND_MOMENT_SLICES
 
-    def parts(self, plan: _C.Plan, step: int, exact: bool) -> list[tuple[int, list[Tensor]]]:
-        """(round, views) of everything averaged at `step`."""
+    def parts(self, plan: _C.Plan, step: int, exact: bool) -> list[tuple[int, list[Tensor], _C.Crossing]]:
+        """(round, views, how it crosses) of everything averaged at `step`."""
         parts = []
         for stripe in range(self.stripe_count):
-            views = [view for vector in self.vectors for view in vector.stripes[stripe]]
-            parts.append((_C.EXACT_ROUND if exact else plan.round_at(step, stripe), views))
+            round_ = _C.EXACT_ROUND if exact else plan.round_at(step, stripe)
+            for vectors, crossing in ((self.vectors, _C.Crossing.DELAYED), (self.scales, _C.Crossing.POSITIVE)):
+                parts.append((round_, [view for vector in vectors for view in vector.stripes[stripe]], crossing))
         if self.moments.numel:
             turn, which = divmod(step, SECOND_MOMENT_SLICES)  # slice j comes every 8 steps: its round advances with its own turns
-            parts.append((_C.EXACT_ROUND if exact else plan.round_at(turn, 0), self.moments.stripes[which]))
-        return [(round_, views) for round_, views in parts if views]
+            round_ = _C.EXACT_ROUND if exact else plan.round_at(turn, 0)
+            parts.append((round_, self.moments.stripes[which], _C.Crossing.POSITIVE))
+        return [part for part in parts if part[1]]
 
 
 class Sync:
@@ -196,6 +202,7 @@ class Sync:
             "period": self._plan.period,
             "group_size": self._plan.max_group_size,
             "contraction": self._plan.contraction(),
+            "delay": self._plan.delay,
             "average_state": self._group.options.average_state,
             "engine": "gloo" if self._group.engine is None else "native",
             "peers": connected(self._group.engine),
@@ -230,6 +237,7 @@ class Sync:
                     f"dssync: load_state_dict: rank 0 continues from step {views[0][0][0]}, rank {rank} from step {theirs[0]}; "
                     "load the same checkpoint on every rank"
                 )
+        self._averager.settle(self._step, discard=True)  # they are about other weights
         self._step = mine[0]
         self._replicas_equal = False
 
@@ -242,6 +250,7 @@ class Sync:
 
         if not self._closed:
             launch_due([self], "detach")
+            self._settle(self._step)
             self._exact_in_place("detach")
             self._exact_state("detach")
             training.release(self)
@@ -329,7 +338,17 @@ class Sync:
         self._launches[reason] = self._launches.get(reason, 0) + 1
         for placeholder in layout.placeholders:
             placeholder.zero_()
+        if exact:
+            self._settle(step)
+        elif step >= self._plan.delay:
+            self._settle(step - self._plan.delay)
         return self._averager.launch(step, layout.hash, layout.parts(self._plan, step, exact), f"step {step} of {self.name}")
+
+    def _settle(self, step: int) -> None:
+        """Adds the corrections of crossings launched up to `step`; waits for them."""
+        began = time.perf_counter()
+        self._averager.settle(step)
+        self._seconds += time.perf_counter() - began
 
     def end(self, work: Any) -> None:
         """Waits for the Work of begin()."""
@@ -388,6 +407,7 @@ class Sync:
         parameters = self._parameters()
         wanted = {id(item.tensor): item for item in parameters}
         state: dict[str, list[Named]] = {}
+        scale_keys: set[str] = set()
         missing: list[Tensor] = []
         cached = self._layout_cache
         if mode != "none":
@@ -401,15 +421,21 @@ class Sync:
                             tensor = zeros_for(spec, param)
                             missing.append(tensor)
                         state.setdefault(spec.key, []).append(Named(f"{item.name}.{spec.key}", tensor))
+                        if spec.second_moment:
+                            scale_keys.add(spec.key)
         tensors = [item.tensor for item in [*parameters, *self._buffers, *(i for vector in state.values() for i in vector)]]
         fresh = {id(tensor) for tensor in missing}
         key = tuple(0 if id(tensor) in fresh else (tensor.data_ptr(), tensor.numel()) for tensor in tensors)
         if cached is not None and cached.key == key:
             return cached
         moments = [item for vector in state.values() for item in vector] if mode == "v" else []
-        vectors = [parameters, self._buffers, *([] if mode == "v" else state.values())]
+        kinds = [] if mode == "v" else list(state.items())
+        buffers = [item for item in self._buffers if not item.name.endswith("running_var")]
+        variances = [item for item in self._buffers if item.name.endswith("running_var")]
+        vectors = [parameters, buffers, *(items for kind, items in kinds if kind not in scale_keys)]
+        scales = [variances, *(items for kind, items in kinds if kind in scale_keys)]
         extra = f"{self.name} average_state={mode} plan={self._plan.hash}"
-        self._layout_cache = _Layout(key, [list(v) for v in vectors], moments, missing, self._plan.period, extra)
+        self._layout_cache = _Layout(key, vectors, scales, moments, missing, self._plan.stripe_count, extra)
         return self._layout_cache
 
     def layout_summary(self) -> tuple[int, list[str]]:

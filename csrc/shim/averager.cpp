@@ -24,8 +24,8 @@ void requireAverageable(const at::Tensor &tensor) {
 Tensors checkParts(const PlanHandle &plan, const std::vector<Part> &parts, const std::string &what) {
     Tensors all;
     for (const auto &part : parts) {
-        TORCH_CHECK_VALUE(part.round == kExactRound || part.round < plan.period(), "dssync: ", what, " asks for round ", part.round,
-                          " of a plan of ", plan.period(), " rounds");
+        TORCH_CHECK_VALUE(part.round == kExactRound || part.round == kRackRound || part.round < plan.period(), "dssync: ", what,
+                          " asks for round ", part.round, " of a plan of ", plan.period(), " rounds");
         for (const auto &tensor : part.tensors) {
             requireAverageable(tensor);
             all.push_back(tensor);
@@ -37,8 +37,9 @@ Tensors checkParts(const PlanHandle &plan, const std::vector<Part> &parts, const
 std::vector<Part> joinRounds(const std::vector<Part> &parts) {
     std::vector<Part> joined;
     for (const auto &part : parts) {
-        auto same = std::find_if(joined.begin(), joined.end(), [&](const Part &known) { return known.round == part.round; });
-        auto &target = same != joined.end() ? *same : joined.emplace_back(Part{part.round, {}});
+        auto same = std::find_if(joined.begin(), joined.end(),
+                                 [&](const Part &known) { return known.round == part.round && known.crossing == part.crossing; });
+        auto &target = same != joined.end() ? *same : joined.emplace_back(Part{part.round, {}, part.crossing});
         target.tensors.insert(target.tensors.end(), part.tensors.begin(), part.tensors.end());
     }
     return joined;

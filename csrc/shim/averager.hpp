@@ -15,9 +15,17 @@
 
 namespace dssync {
 
+// What becomes of the part of a crossing round that goes between racks.
+enum class Crossing {
+    Awaited, // it is part of the launch
+    Delayed, // the plan's delay applies: settle() adds its correction
+    Positive // the same, of values that must not become negative, second moments and variances: settle() keeps a quarter of each
+};
+
 struct Part {
-    uint32_t round; // or kExactRound
+    uint32_t round; // or kExactRound, kRackRound
     Tensors tensors;
+    Crossing crossing = Crossing::Awaited;
 };
 
 struct AveragerStats {
@@ -41,6 +49,12 @@ class Averager {
     // willWait: the caller waits right away, so nobody else need be woken to work on it.
     virtual c10::intrusive_ptr<WorkDssync> launch(const Operation &operation, uint64_t step, uint64_t layout,
                                                   std::vector<Part> parts, std::string what, bool willWait) = 0;
+    // Adds the corrections of delayed crossings that were launched at `step` or before, in the order of their launches, once they
+    // are there, or drops them. The same calls on every rank, at the same places among the launches.
+    virtual void settle(uint64_t step, bool discard) {
+        (void)step; // an engine that delays nothing has nothing to settle
+        (void)discard;
+    }
     // No launches from now on; with `abort` at once, else after what has been launched, for at most two seconds. What is left
     // fails.
     virtual void shutdown(bool abort) = 0;
@@ -51,7 +65,7 @@ class Averager {
 
 // Throws unless all rounds are of the plan and all tensors can be averaged in place; gives back the tensors of all parts.
 Tensors checkParts(const PlanHandle &plan, const std::vector<Part> &parts, const std::string &what);
-// The parts of equal rounds put together, in the order in which the rounds come.
+// The parts of equal rounds, crossed alike, put together, in the order in which the rounds come.
 std::vector<Part> joinRounds(const std::vector<Part> &parts);
 std::exception_ptr averagerShutDown(const std::string &what);
 

@@ -15,6 +15,8 @@
 #include <torch/version.h>
 
 #include <optional>
+#include <tuple>
+#include <variant>
 
 namespace dssync {
 
@@ -57,6 +59,9 @@ void averageTensors(const std::vector<at::Tensor> &sources, const at::Tensor &ta
         dss_average(*dtype, pointers.data(), pointers.size(), target.mutable_data_ptr(), static_cast<size_t>(target.numel()));
     TORCH_CHECK_VALUE(status == DSS_OK, "dssync: average(): ", dss_status_string(status));
 }
+
+// (round, tensors), and perhaps how it crosses.
+using BoundPart = std::variant<std::pair<uint32_t, Tensors>, std::tuple<uint32_t, Tensors, Crossing>>;
 
 py::dict statsOf(const Averager &averager) {
     const auto stats = averager.stats();
@@ -207,22 +212,30 @@ void bindShim(py::module_ &m) {
              py::arg("rank"), py::arg("size"), py::arg("transport"), py::arg("interfaces"), py::arg("reach"), py::arg("store"),
              py::arg("allgather"))
         .def_property_readonly("hosts", &Engine::hosts)
+        .def("average", &Engine::average, py::arg("tensor"), py::arg("members"), py::arg("sequence"), py::arg("timeout"),
+             py::call_guard<py::gil_scoped_release>())
+        .def("set_racks", &Engine::setRacks, py::arg("rack_of"))
         .def("abort", &Engine::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>())
         .def("stats", &engineStats);
 
+    py::enum_<Crossing>(m, "Crossing")
+        .value("AWAITED", Crossing::Awaited)
+        .value("DELAYED", Crossing::Delayed)
+        .value("POSITIVE", Crossing::Positive);
     py::class_<Averager, std::shared_ptr<Averager>>(m, "Averager")
         .def(
             "launch",
-            [](Averager &averager, uint64_t step, uint64_t layout, const std::vector<std::pair<uint32_t, Tensors>> &parts,
-               std::string what, bool willWait) -> c10::intrusive_ptr<c10d::Work> {
+            [](Averager &averager, uint64_t step, uint64_t layout, const std::vector<BoundPart> &parts, std::string what,
+               bool willWait) -> c10::intrusive_ptr<c10d::Work> {
                 std::vector<Part> all;
-                for (const auto &[round, tensors] : parts) {
-                    all.push_back({round, tensors});
+                for (const auto &part : parts) {
+                    all.push_back(std::visit([](const auto &fields) { return std::make_from_tuple<Part>(fields); }, part));
                 }
                 py::gil_scoped_release released;
                 return averager.launch(kAverage, step, layout, std::move(all), std::move(what), willWait);
             },
             py::arg("step"), py::arg("layout"), py::arg("parts"), py::arg("what"), py::arg("will_wait") = false)
+        .def("settle", &Averager::settle, py::arg("step"), py::arg("discard") = false, py::call_guard<py::gil_scoped_release>())
         .def("shutdown", &Averager::shutdown, py::arg("abort") = false, py::call_guard<py::gil_scoped_release>())
         .def("set_timeout", &Averager::setTimeout, py::arg("timeout"))
         .def("stats", &statsOf);
@@ -265,6 +278,7 @@ void bindShim(py::module_ &m) {
 PYBIND11_MODULE(_C, m) {
     py::module_::import("torch"); // registers Backend, Store and Work
     m.attr("EXACT_ROUND") = dssync::kExactRound;
+    m.attr("RACK_ROUND") = dssync::kRackRound;
     m.attr("TORCH_VERSION") = c10::str(TORCH_VERSION_MAJOR, ".", TORCH_VERSION_MINOR, ".", TORCH_VERSION_PATCH);
     dssync::bindTopology(m);
     dssync::bindCore(m);

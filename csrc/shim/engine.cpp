@@ -109,6 +109,33 @@ void operationDone(void *argument, dss_status_t status, const char *text) {
     insideDone = before;
 }
 
+std::vector<dss_segment_t> segmentsOf(const Tensors &tensors) {
+    std::vector<dss_segment_t> segments;
+    for (const auto &tensor : tensors) {
+        segments.push_back({tensor.data_ptr(), static_cast<size_t>(tensor.numel())});
+    }
+    return segments;
+}
+
+// All but the callback; points into what it is made of.
+dss_operation_params_t paramsOf(const EngineOperation &operation, const std::vector<dss_segment_t> &segments,
+                                const std::string &what, std::chrono::milliseconds timeout) {
+    dss_operation_params_t params{};
+    params.params_bytes = sizeof(params);
+    params.kind = operation.kind;
+    params.dtype = operation.tensors.empty() ? DSS_UINT8 : *engineDtype(operation.tensors.front().scalar_type());
+    params.reduction = operation.reduction;
+    params.key = operation.key;
+    params.members = operation.members.data();
+    params.member_count = static_cast<uint32_t>(operation.members.size());
+    params.segments = segments.data();
+    params.segment_count = segments.size();
+    params.layout = operation.layout;
+    params.timeout_ns = nanoseconds(timeout);
+    params.what = what.c_str();
+    return params;
+}
+
 } // namespace
 
 std::optional<dss_dtype_t> engineDtype(at::ScalarType dtype) {
@@ -181,26 +208,10 @@ std::function<void(std::chrono::milliseconds)> Engine::post(const std::vector<En
     }
     // One more than there are: `done` must not be called while the rest is being posted.
     auto call = std::make_shared<Call>(shared_from_this(), operations.size() + 1, std::move(tensors), std::move(done));
-    std::vector<dss_segment_t> segments;
     for (const auto &operation : operations) {
-        segments.clear();
-        for (const auto &tensor : operation.tensors) {
-            segments.push_back({tensor.data_ptr(), static_cast<size_t>(tensor.numel())});
-        }
-        dss_operation_params_t params{};
-        params.params_bytes = sizeof(params);
-        params.kind = operation.kind;
-        params.dtype = operation.tensors.empty() ? DSS_UINT8 : *engineDtype(operation.tensors.front().scalar_type());
-        params.reduction = operation.reduction;
-        params.key = operation.key;
-        params.members = operation.members.data();
-        params.member_count = static_cast<uint32_t>(operation.members.size());
-        params.segments = segments.data();
-        params.segment_count = segments.size();
-        params.layout = operation.layout;
-        params.timeout_ns = nanoseconds(timeout);
+        const auto segments = segmentsOf(operation.tensors);
+        auto params = paramsOf(operation, segments, what, timeout);
         params.will_wait = willWait ? 1 : 0;
-        params.what = what.c_str();
         params.done = operationDone;
         auto argument = std::make_unique<std::shared_ptr<Call>>(call);
         params.argument = argument.get();
@@ -216,6 +227,56 @@ std::function<void(std::chrono::milliseconds)> Engine::post(const std::vector<En
     }
     call->finishOne(DSS_OK, nullptr);
     return [call](std::chrono::milliseconds patience) { call->wait(patience); };
+}
+
+std::shared_ptr<const DelayedCrossing> Engine::cross(const EngineOperation &operation, const std::string &what,
+                                                     std::chrono::milliseconds timeout) {
+    std::vector<dss_segment_t> segments = segmentsOf(operation.tensors);
+    auto params = paramsOf(operation, segments, what, timeout);
+    params.done = [](void *, dss_status_t, const char *) {}; // whoever waits asks for the result
+    dss_error_t error{};
+    dss_operation_t *posted = nullptr;
+    TORCH_CHECK_WITH(DistBackendError, dss_engine_post(engine_, &params, &posted, &error) == DSS_OK, "dssync: ", what, ": ",
+                     error.text);
+    return std::make_shared<const DelayedCrossing>(shared_from_this(), posted);
+}
+
+void Engine::average(const at::Tensor &tensor, const std::vector<uint32_t> &members, uint64_t sequence,
+                     std::chrono::milliseconds timeout) {
+    TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.is_contiguous() && coreDtype(tensor.scalar_type()).has_value(),
+                      "dssync: average() needs a contiguous CPU tensor of a floating dtype");
+    auto promise = std::make_shared<std::promise<void>>();
+    auto done = promise->get_future();
+    const EngineOperation operation{
+        DSS_OPERATION_AVERAGE, DSS_SUM, {dss_hash("probe", 5, 0), sequence, 0, 0}, members, {tensor}, 0};
+    const auto drive =
+        post({operation}, c10::str("measurement ", sequence), timeout, /*willWait=*/true,
+             [promise](const std::exception_ptr &error) { error ? promise->set_exception(error) : promise->set_value(); });
+    drive(kNoTimeout);
+    done.get();
+}
+
+DelayedCrossing::DelayedCrossing(std::shared_ptr<Engine> engine, dss_operation_t *operation)
+    : engine_(std::move(engine)), operation_(operation) {}
+
+DelayedCrossing::~DelayedCrossing() {
+    dss_operation_release(operation_);
+}
+
+void DelayedCrossing::correct(const Tensors &tensors) const {
+    const auto segments = segmentsOf(tensors);
+    dss_error_t error{};
+    (void)dss_operation_wait(operation_, UINT64_MAX); // it has a time-out of its own
+    if (dss_operation_correct(operation_, segments.data(), segments.size(), &error) != DSS_OK) {
+        const std::string whole = asSentence(std::string("dssync: ") + error.text) + adviceFor(error.text);
+        C10_THROW_ERROR(DistBackendError, error.status == DSS_ERR_SHUT_DOWN ? whole : engine_->withFirstFailure(whole));
+    }
+}
+
+void Engine::setRacks(const std::vector<uint32_t> &rackOf) {
+    dss_error_t error{};
+    TORCH_CHECK_VALUE(rackOf.size() == size(), "dssync: racks of ", rackOf.size(), " ranks for an engine of ", size());
+    TORCH_CHECK_VALUE(dss_engine_set_racks(engine_, rackOf.data(), &error) == DSS_OK, "dssync: ", error.text);
 }
 
 void Engine::closeChannel(uint64_t channel, const std::string &reason) {

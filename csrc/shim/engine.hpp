@@ -20,6 +20,8 @@
 
 namespace dssync {
 
+class Engine;
+
 struct EngineOptions {
     int rank;
     int size;
@@ -43,6 +45,21 @@ struct EngineOperation {
     uint64_t layout;
 };
 
+// An exchange between racks that goes on while training does, see dss_operation_correct().
+class DelayedCrossing {
+  public:
+    DelayedCrossing(std::shared_ptr<Engine> engine, dss_operation_t *operation);
+    ~DelayedCrossing();
+    DelayedCrossing(const DelayedCrossing &) = delete;
+    DelayedCrossing &operator=(const DelayedCrossing &) = delete;
+    // Waits for the correction and adds it to contiguous host tensors of as many elements in all. Throws if there will be none.
+    void correct(const Tensors &tensors) const;
+
+  private:
+    const std::shared_ptr<Engine> engine_;
+    dss_operation_t *const operation_;
+};
+
 class Engine : public std::enable_shared_from_this<Engine> {
   public:
     // Collective. allgather: Python's (bytes) -> list of every rank's bytes; called while this constructs, under the lock.
@@ -55,6 +72,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
     // Posts all operations; `done` is called once, when all are. Gives back how to work on them until they are or the time is up.
     std::function<void(std::chrono::milliseconds)> post(const std::vector<EngineOperation> &operations, const std::string &what,
                                                         std::chrono::milliseconds timeout, bool willWait, Done done);
+    // Reads the tensors at once.
+    std::shared_ptr<const DelayedCrossing> cross(const EngineOperation &operation, const std::string &what,
+                                                 std::chrono::milliseconds timeout);
+    // The mean over the members, in place, for measurements; blocks. The same sequence number on all members, and never again.
+    void average(const at::Tensor &tensor, const std::vector<uint32_t> &members, uint64_t sequence,
+                 std::chrono::milliseconds timeout);
+    void setRacks(const std::vector<uint32_t> &rackOf);
     void closeChannel(uint64_t channel, const std::string &reason);
     void abort(const std::string &reason);
 

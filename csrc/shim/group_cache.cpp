@@ -25,7 +25,10 @@ std::string readyKey(const std::string &prefix, uint32_t rank) {
 } // namespace
 
 std::string Group::describe() const {
-    return c10::str("the group ", describeRanks(members), " of ", round == kExactRound ? "all ranks" : c10::str("round ", round));
+    return c10::str("the group ", describeRanks(members), " of ",
+                    round == kExactRound  ? "all ranks"
+                    : round == kRackRound ? "a rack"
+                                          : c10::str("round ", round));
 }
 
 GroupCache::GroupCache(c10::intrusive_ptr<c10d::Store> store, uint32_t rank, PlanHandle plan,

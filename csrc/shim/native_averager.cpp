@@ -5,6 +5,10 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
+#include <deque>
+#include <map>
+
 namespace dssync {
 
 namespace {
@@ -15,6 +19,52 @@ struct Staged {
     at::Tensor original;
     at::Tensor host;
 };
+
+// A crossing that waits for its rack's mean, and, once posted, for settle().
+struct PendingCrossing {
+    uint64_t step;
+    EngineOperation operation;
+    Tensors originals; // of operation.tensors, which may be host copies
+    bool positive;
+    std::shared_ptr<const DelayedCrossing> posted;
+};
+
+constexpr uint32_t kCrossingBit = 0x80; // of a key's part: beside the average inside the rack
+
+double bytesOf(const Tensors &tensors) {
+    double bytes = 0;
+    for (const auto &tensor : tensors) {
+        bytes += static_cast<double>(tensor.numel()) * static_cast<double>(tensor.element_size());
+    }
+    return bytes;
+}
+
+bool isInPlace(const at::Tensor &tensor) {
+    return tensor.is_cpu() && tensor.is_contiguous();
+}
+
+// Where values must not become negative, a correction takes at most three quarters of one: the next period's takes the rest.
+void correct(const PendingCrossing &pending) {
+    at::AutoDispatchBelowADInplaceOrView raw;
+    Tensors values;
+    Tensors before;
+    for (const auto &original : pending.originals) {
+        values.push_back(isInPlace(original) ? original : original.to(at::kCPU).contiguous());
+        if (pending.positive) {
+            before.push_back(values.back().clone());
+        }
+    }
+    pending.posted->correct(values);
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (pending.positive) {
+            values[i].copy_(at::maximum(values[i], before[i].mul_(0.25)));
+        }
+        if (!isInPlace(pending.originals[i])) {
+            auto original = pending.originals[i];
+            original.copy_(values[i]);
+        }
+    }
+}
 
 uint64_t hashShapes(const Tensors &tensors, uint64_t layout) {
     uint64_t hash = dss_hash(&layout, sizeof(layout), 0);
@@ -60,7 +110,8 @@ struct NativeAverager::State {
     std::exception_ptr error; // sticks
     bool closed = false;
     size_t underWay = 0;
-    uint64_t repeats = 0; // launches of the last step that came before its latest one
+    std::deque<PendingCrossing> crossings; // posted ones, in the order of their launches
+    uint64_t repeats = 0;                  // launches of the last step that came before its latest one
     AveragerStats stats;
 
     // Before the work completes: who sees its outcome must find it counted, and nothing more launched after a failure.
@@ -73,6 +124,23 @@ struct NativeAverager::State {
         }
     }
 
+    // Those of the group that are in this rank's rack, where the plan lets the others wait.
+    std::vector<uint32_t> ownRack(uint32_t round, const std::vector<uint32_t> &members) const {
+        const auto *core = plan.get();
+        if (round >= kRackRound || !dss_plan_is_crossing(core, round) || dss_plan_delay(core) == 0) {
+            return members;
+        }
+        std::vector<uint32_t> rack;
+        std::copy_if(members.begin(), members.end(), std::back_inserter(rack),
+                     [&](uint32_t member) { return dss_plan_rack_of(core, member) == dss_plan_rack_of(core, engine->rank()); });
+        return rack;
+    }
+    void cross(PendingCrossing crossing, const std::string &what, std::chrono::milliseconds patience) {
+        crossing.posted = engine->cross(crossing.operation, "crossing of " + what, patience);
+        crossing.operation.tensors.clear(); // they have been read
+        std::lock_guard<std::mutex> lock(mutex);
+        crossings.push_back(std::move(crossing));
+    }
     // After the work has completed: shutdown() returns when nothing is under way any more.
     void countAsOver() {
         std::lock_guard<std::mutex> lock(mutex);
@@ -122,11 +190,15 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
 
     auto staged = std::make_shared<std::vector<Staged>>();
     const auto since = std::chrono::steady_clock::now();
-    auto done = [state = state_, work, staged, streams, since](const std::exception_ptr &failure) {
+    auto crossings = std::make_shared<std::vector<PendingCrossing>>();
+    auto done = [state = state_, work, staged, streams, since, crossings, what, timeout](const std::exception_ptr &failure) {
         auto outcome = failure;
         if (!outcome) {
             try {
                 at::AutoDispatchBelowADInplaceOrView raw;
+                for (auto &crossing : *crossings) {
+                    state->cross(std::move(crossing), what, timeout);
+                }
                 for (const auto &pair : *staged) {
                     if (pair.original.is_cpu()) {
                         pair.original.copy_(pair.host);
@@ -143,6 +215,7 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
         state->countAsOver();
     };
     std::vector<EngineOperation> operations;
+    std::map<uint32_t, uint32_t> numbers; // of what has been posted of each round
     try {
         at::AutoDispatchBelowADInplaceOrView raw; // no autograd, no version counters
         for (auto &part : joinRounds(parts)) {
@@ -150,25 +223,38 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
             if (members.size() < 2) {
                 continue;
             }
+            const auto rack = part.crossing == Crossing::Awaited ? members : state_->ownRack(part.round, members);
             const uint64_t shapes = hashShapes(part.tensors, layout);
-            uint32_t number = 0;
             for (auto &tensors : byDtype(part.tensors)) {
+                const Tensors originals = tensors;
                 for (auto &tensor : tensors) {
-                    if (!tensor.is_cpu() || !tensor.is_contiguous()) {
+                    if (!isInPlace(tensor)) {
                         staged->push_back({tensor, tensor.is_cpu() ? tensor.contiguous() : streams->toHost(tensor, /*copy=*/true)});
                         tensor = staged->back().host;
                     }
                 }
-                const uint32_t bucket = (part.round & 0xffffffu) << 8 | (number++ & 0xffu);
-                operations.push_back(
-                    {DSS_OPERATION_AVERAGE, DSS_SUM, {state_->channel, sequence, bucket}, members, tensors, shapes});
-                const double size = static_cast<double>(members.size());
-                double share = 0;
-                for (const auto &tensor : tensors) {
-                    share += static_cast<double>(tensor.numel()) * static_cast<double>(tensor.element_size());
+                const uint32_t bucket = (part.round & 0xffffffu) << 8 | (numbers[part.round]++ & (kCrossingBit - 1));
+                const double size = static_cast<double>(rack.size());
+                double sent = 2 * (size - 1) / size;
+                if (size > 1) {
+                    operations.push_back(
+                        {DSS_OPERATION_AVERAGE, DSS_SUM, {state_->channel, sequence, bucket, 0}, rack, tensors, shapes});
+                }
+                if (rack.size() < members.size()) {
+                    crossings->push_back({step,
+                                          {DSS_OPERATION_CROSSING,
+                                           DSS_SUM,
+                                           {state_->channel, sequence, bucket | kCrossingBit, 0},
+                                           members,
+                                           tensors,
+                                           shapes},
+                                          originals,
+                                          part.crossing == Crossing::Positive,
+                                          nullptr});
+                    sent += (1 + (size - 1)) / size; // its share to another rack, and gathered in its own
                 }
                 std::lock_guard<std::mutex> lock(state_->mutex);
-                state_->stats.bytesSent += static_cast<uint64_t>(2 * (size - 1) / size * share);
+                state_->stats.bytesSent += static_cast<uint64_t>(sent * bytesOf(tensors));
             }
         }
     } catch (...) { // a copy to the host
@@ -193,6 +279,31 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
     return work;
 }
 
+void NativeAverager::settle(uint64_t step, bool discard) {
+    while (true) {
+        std::optional<PendingCrossing> next;
+        {
+            std::lock_guard<std::mutex> lock(state_->mutex);
+            if (state_->crossings.empty() || state_->crossings.front().step > step) {
+                return;
+            }
+            next = std::move(state_->crossings.front());
+            state_->crossings.pop_front();
+        }
+        if (discard) {
+            continue;
+        }
+        const auto since = std::chrono::steady_clock::now();
+        try {
+            correct(*next);
+        } catch (...) {
+            state_->record(std::current_exception(), since);
+            throw;
+        }
+        state_->record(nullptr, since);
+    }
+}
+
 void NativeAverager::shutdown(bool abort) {
     GilReleased released;
     std::shared_ptr<PostQueue> queue;
@@ -205,6 +316,7 @@ void NativeAverager::shutdown(bool abort) {
             state_->changed.wait_for(lock, kShutdownPatience * 3 / 4, [this] { return state_->underWay == 0; });
         }
         queue = std::exchange(state_->queue, std::make_shared<PostQueue>());
+        state_->crossings.clear();
     }
     queue.reset(); // what waits in it is dropped
     state_->engine->closeChannel(state_->channel, "the averager has been shut down");

@@ -22,6 +22,7 @@ class NativeAverager final : public Averager {
 
     c10::intrusive_ptr<WorkDssync> launch(const Operation &operation, uint64_t step, uint64_t layout, std::vector<Part> parts,
                                           std::string what, bool willWait) override;
+    void settle(uint64_t step, bool discard) override;
     void shutdown(bool abort) override;
     void setTimeout(std::chrono::milliseconds timeout) override;
     const PlanHandle &plan() const override;

@@ -63,6 +63,15 @@ std::vector<uint32_t> PlanHandle::groupOfRank(uint32_t round, uint32_t rank) con
         std::iota(all.begin(), all.end(), 0u);
         return all;
     }
+    if (round == kRackRound) {
+        std::vector<uint32_t> rack;
+        for (uint32_t other = 0; other < worldSize(); ++other) {
+            if (dss_plan_rack_of(get(), other) == dss_plan_rack_of(get(), rank)) {
+                rack.push_back(other);
+            }
+        }
+        return rack;
+    }
     const uint32_t *members = nullptr;
     uint32_t count = 0;
     const auto status = dss_plan_group_of_rank(get(), round, rank, &members, &count);

@@ -12,6 +12,7 @@ namespace dssync {
 
 // In place of a round's number: the group of all ranks.
 constexpr uint32_t kExactRound = UINT32_MAX;
+constexpr uint32_t kRackRound = UINT32_MAX - 1; // the group of all ranks of the own rack
 constexpr uint32_t kMeanStep = UINT32_MAX;
 
 struct LinkBytes {

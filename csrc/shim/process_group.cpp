@@ -329,7 +329,7 @@ std::optional<ProcessGroupDssync::Call> ProcessGroupDssync::nativeCall(const Ope
         std::lock_guard<std::mutex> lock(mutex_);
         call.engine = engine_;
         call.timeout = timeout == c10d::kUnsetTimeout ? timeout_ : timeout;
-        call.native.key = {kExactChannel, nativeCalls_, 0};
+        call.native.key = {kExactChannel, nativeCalls_, 0, 0};
         if (engine_) {
             ++nativeCalls_;
         }
