@@ -10,6 +10,7 @@ evaluation; under gloo, where replicas are always equal, it does nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from datetime import timedelta
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before the group is made: see end()
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -148,6 +150,16 @@ def train(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def end() -> None:
+    """Ends the process group, and over gloo its threads: one that drops a tensor while the interpreter ends aborts the process.
+
+    torch joins them when nothing refers to the group any more: neither what DDP leaves in cycles, nor torch.distributed.nn, whose
+    functions hold the default group as an argument's default if they are loaded (by DDP, for one) after it was made.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("gloo", "dssync"), default="dssync", help="of torch.distributed (default: dssync)")
@@ -160,7 +172,7 @@ def main() -> None:
     result = train(args)
     if args.out is not None and dist.get_rank() == 0:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":
