@@ -131,7 +131,8 @@ class Plan:
         """The plans that "auto" weighs, by kind, as far as they exist for this topology; parameters as of `create`."""
         flat = cls.create(topology.world_size, "auto", group_size, max_period, seed)
         plans = {"exact": cls.create(topology.world_size, "exact"), flat.kind: flat}
-        for kind in ("leaders", "striped") if len(topology.racks) > 1 else ():
+        kinds = ("leaders", "striped") if 1 < len(topology.racks) < topology.world_size else ()
+        for kind in kinds:  # where every rack is one worker, they are exact or average nobody between crossings
             try:
                 plans[kind] = cls.create(
                     None,

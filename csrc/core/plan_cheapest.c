@@ -2,6 +2,8 @@
  * AUTO with a topology: every kind that exists for it is made and timed by the cost model. Exact averaging wins if it is nearly as
  * quick as the best, since it is the most accurate; so a flat fast network stays with it. Of the others that are nearly the best
  * the one that brings the ranks together most in a period is taken, then the one with the shorter wait for a global average.
+ * Where every rack is one worker, leaders are exact averaging, and between the crossings of a striped plan nobody would average at
+ * all: quick, but only for those who ask for it.
  */
 #include <math.h>
 
@@ -51,9 +53,9 @@ static int better(const candidate_t *a, const candidate_t *b) {
 }
 
 dss_status_t dss_plan_create_cheapest(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p) {
-    const int racks = dss_topology_rack_count(params->topology) > 1;
+    const uint32_t rack_count = dss_topology_rack_count(params->topology);
     const dss_plan_kind_t kinds[] = {DSS_PLAN_EXACT, dss_plan_flat_kind(params), DSS_PLAN_LEADERS, DSS_PLAN_STRIPED};
-    const size_t kind_count = racks ? 4 : 2;
+    const size_t kind_count = rack_count == 1 || rack_count == params->world_size ? 2 : 4;
     candidate_t candidates[4] = {{0}};
     candidate_t *chosen = NULL;
     double best_s = INFINITY;
