@@ -1,14 +1,16 @@
-"""Plans against a plain numpy reference: what a round does is a matrix."""
+"""Plans against a plain numpy reference: what a round does is a matrix, and what a delayed crossing does is written out."""
 
+import dataclasses
 import pickle
-from math import prod
+from math import isnan, prod
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dssync_pg import Plan
+from dssync_pg import Plan, Topology
+from dssync_pg.topology import Host, Rack
 
 world_sizes = st.integers(1, 40)
 
@@ -178,7 +180,12 @@ def test_prime_world_sizes_mix_by_unequal_groups(world_size):
     ("arguments", "text"),
     [
         ({"world_size": 0}, "world"),
-        ({"world_size": 8, "plan": "striped"}, "striped"),
+        ({"world_size": 8, "plan": "striped"}, "striped plan is made around racks and needs a topology"),
+        ({"world_size": 8, "plan": "stripes"}, "stripes"),
+        ({}, "a world_size or a topology"),
+        ({"topology": Topology.flat(4), "plan": "leaders"}, "at least 2 racks"),
+        ({"topology": Topology.flat(4), "world_size": 5}, "holds 4 workers, but world_size is 5"),
+        ({"topology": Topology.uniform(2, 2), "plan": "striped", "delay": 8}, "delay is 8"),
         ({"world_size": 7, "plan": "grid", "group_size": 2}, "7"),
         ({"world_size": 4, "group_size": 8}, "8"),
         ({"world_size": 8, "max_period": 5000}, "5000"),
@@ -202,3 +209,204 @@ def test_a_plan_prints_as_a_table():
 def test_a_plan_cannot_be_changed():
     with pytest.raises(AttributeError, match="cannot be changed"):
         Plan.create(4).core = None
+
+
+# ---- around racks ---------------------------------------------------------------------------------------------------------------
+
+
+def racks_of(sizes, nic="500 Mbit/s", uplink="100 Mbit/s"):
+    """One worker a host, ranks dealt out so that those of a rack are not in a row."""
+    left = list(sizes)
+    ranks = [[] for _ in sizes]
+    for rank in range(sum(sizes)):
+        rack = max((r for r in range(len(sizes)) if left[r]), key=lambda r: (left[r], r))
+        left[rack] -= 1
+        ranks[rack].append(rank)
+    bare = Topology(Rack(f"rack{r}", tuple(Host(f"host{rank}", (rank,)) for rank in members)) for r, members in enumerate(ranks))
+    return bare.with_links(nic, uplink)
+
+
+BED = Topology.uniform(2, 4, nic="500 Mbit/s", uplink="100 Mbit/s")
+
+rack_sizes = st.lists(st.integers(1, 4), min_size=2, max_size=5) | st.builds(
+    lambda r, w: [w] * r, st.integers(2, 6), st.integers(1, 4)
+)
+
+
+@st.composite
+def racked_plans(draw, kinds=("leaders", "striped", "hybrid")):
+    kind = draw(st.sampled_from(kinds))
+    topology = racks_of(draw(rack_sizes))
+    max_period = draw(st.integers(3, 9))
+    delay = draw(st.just("auto") | st.integers(0, max_period - 1))
+    return Plan.create(None, kind, "auto", max_period, draw(st.integers(0, 99)), topology=topology, delay=delay)
+
+
+class Replicas:
+    """One number a stripe on every worker, averaged step by step as the plan says.
+
+    Crossings by their definition: the racks of a group take their own means, and `delay` steps later every worker of a rack adds
+    what its mean lacked.
+    """
+
+    def __init__(self, plan, seed, step):
+        self.plan, self.step, self.rounds = plan, step, plan.rounds
+        self.random = np.random.default_rng(seed)
+        self.values = self.random.normal(size=(plan.stripe_count, plan.world_size))
+        self.rack_of = np.array(plan.rack_of)
+        self.corrections = []  # (step, stripe, members, what to add)
+
+    def cross(self, stripe, group):
+        values = self.values[stripe]
+        group_mean = values[group].mean()
+        for rack in np.unique(self.rack_of[group]):
+            members = np.flatnonzero(self.rack_of == rack)
+            rack_mean = values[members].mean()
+            values[members] = rack_mean
+            self.corrections.append((self.step + self.plan.delay, stripe, members, group_mean - rack_mean))
+
+    def average(self):
+        for stripe in range(self.plan.stripe_count):
+            index = self.plan.round_at(self.step, stripe)
+            for group in self.rounds[index]:
+                if self.plan.is_crossing(index):
+                    self.cross(stripe, group)
+                else:
+                    self.values[stripe, group] = self.values[stripe, group].mean()
+        for due, stripe, members, lacking in self.corrections:
+            if due == self.step:
+                self.values[stripe, members] += lacking
+        self.corrections = [correction for correction in self.corrections if correction[0] > self.step]
+        self.step += 1
+
+    def spread(self):
+        return np.ptp(self.values, axis=1)
+
+
+@settings(deadline=None)
+@given(racked_plans(("striped", "hybrid")), st.integers(0, 2**32), st.integers(0, 100))
+def test_every_parameter_is_averaged_over_all_workers_in_time(plan, seed, first_step):
+    """With equal racks and unequal ones, waited for or delayed: whenever one begins, after the longest wait all hold the mean."""
+    replicas = Replicas(plan, seed, first_step)
+    means = replicas.values.mean(axis=1)
+    waits = np.zeros(plan.stripe_count, dtype=int)
+    for elapsed in range(1, plan.longest_wait + 1):
+        replicas.average()
+        waits[(waits == 0) & (replicas.spread() < 1e-12)] = elapsed
+    np.testing.assert_allclose(replicas.values, np.repeat(means[:, None], plan.world_size, axis=1), atol=1e-12)
+    assert (waits > 0).all()
+    assert plan.longest_wait <= plan.period + plan.delay
+
+
+def test_the_bound_of_eight_steps_and_the_delay_holds_and_is_reached():
+    for uplink in ("20 Mbit/s", "100 Mbit/s", "400 Mbit/s"):
+        for delay in ("auto", 0, 3):
+            topology = BED.with_links(uplinks=uplink)
+            plan = Plan.create(topology=topology, plan="striped", delay=delay)
+            assert plan.longest_wait <= 8 + plan.delay
+            latest = 0
+            for first_step in range(plan.period):
+                replicas = Replicas(plan, 1, first_step)
+                while (replicas.spread() > 1e-12).any():
+                    replicas.average()
+                latest = max(latest, replicas.step - first_step)
+            assert latest == plan.longest_wait
+
+
+@settings(deadline=None)
+@given(racked_plans(), st.integers(0, 2**32))
+def test_averages_keep_the_mean_while_workers_move(plan, seed):
+    """At every step, corrections under way or not: they sum to zero over the workers."""
+    replicas = Replicas(plan, seed, 0)
+    means = replicas.values.mean(axis=1)
+    for _ in range(3 * plan.period):
+        moves = replicas.random.normal(size=replicas.values.shape)
+        replicas.values += moves
+        means += moves.mean(axis=1)
+        replicas.average()
+        np.testing.assert_allclose(replicas.values.mean(axis=1), means, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=25)
+@given(racked_plans(("striped",)), st.integers(0, 2**32))
+def test_delayed_crossings_keep_moving_workers_together(plan, seed):
+    """The distance to the mean stays bounded: a correction that counted something twice would make it grow without end."""
+    replicas = Replicas(plan, seed, 0)
+    distances = []
+    for _ in range(30 * plan.period):
+        replicas.values += replicas.random.normal(size=replicas.values.shape)
+        replicas.average()
+        distances.append(np.sqrt(np.mean(np.var(replicas.values, axis=1))))
+    late = np.mean(distances[len(distances) // 2 :])
+    assert late < 3 * np.sqrt(plan.longest_wait + 1)
+
+
+@given(racked_plans())
+def test_plans_around_racks_survive_bytes_and_print(plan):
+    same = pickle.loads(pickle.dumps(plan))
+    assert same == plan
+    assert (same.kind, same.stripe_count, same.delay, same.rack_of, same.rounds) == (
+        plan.kind,
+        plan.stripe_count,
+        plan.delay,
+        plan.rack_of,
+        plan.rounds,
+    )
+    crossings = [plan.is_crossing(index) for index in range(plan.period)]
+    assert [same.is_crossing(index) for index in range(plan.period)] == crossings
+    assert str(plan).count("across racks") == sum(crossings)
+    assert plan.explain().startswith(f"{plan.kind} plan for {plan.world_size} worker")
+
+
+def test_the_cost_of_the_bed():
+    """Against the formulas of csrc/core/cost.c worked out by hand; the core's own tests have the others."""
+    wire = 1514 / 1448 * (32 << 20)
+    plan = Plan.create(topology=BED)
+    cost = plan.cost(BED)
+    local, stripes = plan.stripe_count - 1, plan.stripe_count
+    assert (plan.kind, plan.rack_of) == ("striped", [0] * 4 + [1] * 4)
+    assert cost.foreground_s == pytest.approx((local + 1.5) / stripes * wire / 62.5e6)
+    assert cost.background_s == pytest.approx(wire / stripes / 12.5e6)
+    assert cost.sync_s == pytest.approx((local + 2.5) / stripes * wire / 62.5e6)
+    assert (cost.busiest, cost.longest_wait_steps, cost.contraction) == ("nic", stripes + plan.delay, 0)
+    nics, uplinks = plan.link_bytes(BED)
+    assert nics == pytest.approx([(local + 2.5) / stripes * wire] * 8)
+    assert uplinks == pytest.approx([wire / stripes] * 2)
+    assert plan.link_bytes(BED, round=0)[1] == [0, 0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cost.sync_s = 0
+    with pytest.raises(ValueError, match="other racks"):
+        plan.cost(racks_of([3, 5]))
+
+
+def test_why_is_told_beside_what_else_was_weighed():
+    plan = Plan.create(topology=BED)
+    text = plan.explain(BED)
+    for part in ("striped plan for 8 workers in 2 racks", "busiest link: NIC of host host0", "longest wait", "at most 8 steps"):
+        assert part in text
+    for kind, other in Plan.candidates(BED).items():
+        assert other.kind == kind
+        assert f"\n    {kind} " in text
+    assert "striped has the shortest step" in text
+    assert "grid is not what auto would take" in Plan.create(8, "grid").explain(BED)
+    flat = Topology.flat(8, nic="1 Gbit/s")
+    exact = Plan.create(topology=flat, compute_s=60)
+    assert exact.kind == "exact"
+    assert "averages everyone each step" in exact.explain(flat, compute_s=60)
+
+
+def test_auto_is_the_cheapest_candidate_or_nearly():
+    for topology in (BED, racks_of([1, 3, 2]), racks_of([2, 2, 2, 2], uplink="2 Gbit/s"), racks_of([6]), racks_of([1, 1, 1])):
+        candidates = Plan.candidates(topology)
+        plan = Plan.create(topology=topology)
+        assert candidates[plan.kind] == plan
+        assert plan.cost(topology).sync_s <= 1.05 * min(other.cost(topology).sync_s for other in candidates.values())
+    unknown = Topology.uniform(2, 4)
+    assert Plan.create(topology=unknown) == Plan.create(8)
+
+
+def test_contraction_is_left_out_for_many_workers():
+    topology = Topology.uniform(2, 2100, nic="10 Gbit/s", uplink="10 Gbit/s")
+    plan = Plan.create(topology=topology, plan="striped")
+    assert isnan(plan.cost(topology).contraction)
+    assert "not computed for so many workers" in plan.explain(topology)
