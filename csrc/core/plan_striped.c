@@ -17,9 +17,10 @@
 #include "cost.h"
 #include "status.h"
 
-#define MAX_SHAPES 4096u /* of racks in mixed radix times periods; more are not looked at */
-#define NEARLY_BEST 1.05 /* times of a step that count as equal */
-#define SLOW_SHARE 0.9   /* of the fastest NIC share in the rack: below it a worker is slow */
+#define MAX_SHAPES_OF_PERIOD 48u                /* ways to group the racks; more, of more levels, are not looked at */
+#define MAX_SHAPES (80u * MAX_SHAPES_OF_PERIOD) /* list_shapes looks at 77 of up to 1024 stripe counts */
+#define NEARLY_BEST 1.05                        /* times of a step that count as equal */
+#define SLOW_SHARE 0.9                          /* of the fastest NIC share in the rack: below it a worker is slow */
 
 typedef struct place {
     uint32_t rack;
@@ -247,11 +248,12 @@ static dss_status_t time_shape(const striper_t *striper, shape_t *shape, dss_err
 typedef struct shapes {
     shape_t *list; /* [MAX_SHAPES] by ascending P, then K; owned */
     uint32_t count;
+    uint32_t limit; /* of count, for the P at hand */
 } shapes_t;
 
 /* All ways to write `rest` as level_count factors of at most `cap`, descending, behind those of `shape` so far. */
 static void list_factors(shapes_t *shapes, shape_t *shape, uint32_t done, uint32_t rest, uint32_t cap) {
-    if (shapes->count == MAX_SHAPES)
+    if (shapes->count == shapes->limit)
         return;
     if (done + 1 == shape->level_count) {
         if (rest <= cap) {
@@ -272,6 +274,7 @@ static void list_shapes(const striper_t *striper, shapes_t *shapes) {
     const uint32_t least = params->delay == DSS_DELAY_AUTO ? 1 : params->delay + 1;
     const uint32_t level_limit = striper->smallest == striper->largest ? DSS_GRID_MAX_FACTORS : 1;
     for (uint32_t period = least; period <= params->max_period; period += 1 + period / 16) {
+        shapes->limit = shapes->count + MAX_SHAPES_OF_PERIOD;
         for (uint32_t levels = 1; levels <= level_limit && levels * period <= params->max_period; levels++) {
             shape_t shape = {.stripe_count = period, .level_count = levels};
             list_factors(shapes, &shape, 0, striper->rack_count, striper->rack_count);
@@ -300,7 +303,7 @@ static const shape_t *choose(const shapes_t *shapes) {
 
 dss_status_t dss_plan_create_striped(const dss_plan_params_t *params, dss_plan_t **plan_p, dss_error_t *error_p) {
     striper_t striper;
-    shapes_t shapes = {NULL, 0};
+    shapes_t shapes = {NULL, 0, 0};
     if (params->delay != DSS_DELAY_AUTO && params->delay >= params->max_period)
         return dss_fail(error_p, DSS_ERR_IMPOSSIBLE,
                         "the delay is %u, but max_period is %u: a correction has to arrive before its stripe crosses again, so at "
