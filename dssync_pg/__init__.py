@@ -6,6 +6,7 @@ TORCH_DEVICE_BACKEND_AUTOLOAD=0); import it for what a script may want beyond th
 Options        what can be chosen, passed as `pg_options`
 Plan           who averages with whom, as a plain object
 Topology       where the workers are and how fast the links between them; TopologyError for one that cannot be
+simulate       what a training's steps would take on a topology; returns a Simulation
 exact          a context in which every collective is exact
 attach         averages a model's parameters after each step of an optimizer
 Sync           what `attach` returns; `get_syncs` lists those that were attached by themselves
@@ -21,12 +22,26 @@ if TYPE_CHECKING:
     from ._backend import exact
     from .options import Options
     from .plan import Plan
+    from .simulation import Simulation, simulate
     from .sync import Sync
     from .topology import Topology, TopologyError
     from .training import attach, get_syncs, global_average
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Plan", "Topology", "TopologyError", "exact", "attach", "Sync", "get_syncs", "global_average", "__version__"]
+__all__ = [
+    "Options",
+    "Plan",
+    "Topology",
+    "TopologyError",
+    "Simulation",
+    "simulate",
+    "exact",
+    "attach",
+    "Sync",
+    "get_syncs",
+    "global_average",
+    "__version__",
+]
 
 # Lazy (PEP 562): `import torch` loads this module to find ._autoload, and must stay cheap.
 _HOME = {
@@ -34,6 +49,8 @@ _HOME = {
     "Plan": "plan",
     "Topology": "topology",
     "TopologyError": "topology",
+    "Simulation": "simulation",
+    "simulate": "simulation",
     "exact": "_backend",
     "attach": "training",
     "get_syncs": "training",
