@@ -111,7 +111,10 @@ class build_ext(BuildExtension):
         super().run()
 
 
-entry_points = {"torch.distributed.backends": ["dssync = dssync_pg._autoload:register"]}
+entry_points = {
+    "console_scripts": ["dssync = dssync_pg.cli:main"],
+    "torch.distributed.backends": ["dssync = dssync_pg._autoload:register"],
+}
 if torch_release < (2, 14):  # which knows only the hook at the end of `import torch`
     entry_points["torch.backends"] = ["dssync = dssync_pg._autoload:register"]
 
@@ -120,6 +123,6 @@ setup(
     ext_modules=[shim],
     cmdclass={"build_ext": build_ext},
     # The C++ interface of c10d changes from one minor release to the next.
-    install_requires=[f"torch=={torch_version}.*", 'tomli; python_version < "3.11"'],
+    install_requires=[f"torch=={torch_version}.*", "rich", 'tomli; python_version < "3.11"'],
     entry_points=entry_points,
 )
