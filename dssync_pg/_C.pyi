@@ -146,7 +146,7 @@ class Engine:
     @property
     def hosts(self) -> list[int]: ...  # the lowest rank on the host of each rank
     def average(self, tensor: torch.Tensor, members: Sequence[int], sequence: int, timeout: timedelta) -> None:
-        """The mean over `members` (ascending ranks), in place; blocks. Each sequence number is used once, the same on all members."""
+        """The mean over `members` (ascending ranks), in place; blocks. Sequence numbers are used once, the same on all members."""
 
     def set_racks(self, rack_of: Sequence[int]) -> None: ...  # before anything is posted; the same on all ranks
     def abort(self, reason: str) -> None: ...
@@ -155,8 +155,8 @@ class Engine:
     unix_peers (of this host, without shared memory), lost_peers."""
 
 class Crossing:
-    """AWAITED: a crossing round is done when its launch is. DELAYED: the part between racks goes on, and settle() adds its correction.
-    POSITIVE: the same, for values that must not become negative: a correction leaves at least a quarter of each."""
+    """AWAITED: a crossing round is done when its launch is. DELAYED: the part between racks goes on, and settle() adds its
+    correction. POSITIVE: the same, for values that must not become negative: a correction leaves at least a quarter of each."""
 
     AWAITED: Crossing
     DELAYED: Crossing

@@ -41,7 +41,7 @@ def exchange(store: Store, rank: int, world_size: int, timeout: timedelta, what:
     return found
 
 
-def agree_on_plan(
+def agree_on_options(
     store: Store,
     rank: int,
     world_size: int,
@@ -49,12 +49,12 @@ def agree_on_plan(
     label: str,
     options: Options | Exception,
     averages: bool,
-) -> Plan | None:
-    """The plan of the group, made by rank 0 and checked by all; None if the group does not average. Collective over the store.
+) -> Options:
+    """This rank's options, which are every rank's. Collective over the store.
 
     options: this rank's, or what was wrong with them: told to the others before it is raised, so that nobody waits for this rank.
-    Raises Disagreement with the same text on every rank when options, versions or world sizes differ, a rank's options are not
-    valid, or no plan of that shape exists; on a rank whose own options are not valid that error is raised instead.
+    Raises Disagreement with the same text on every rank when options, versions or world sizes differ or a rank's options are not
+    valid; on a rank whose own options are not valid that error is raised instead.
     """
     proposal = {
         **versions(),
@@ -66,26 +66,33 @@ def agree_on_plan(
 
     def decide(proposals: Sequence[str]) -> str:
         views = [json.loads(text) for text in proposals]
-        problem = _invalid(views) or _difference(views)
-        data = b""
-        if problem is None and averages and isinstance(options, Options):
-            try:
-                plan = Plan.create(world_size, options.plan, options.group_size, options.max_period, options.seed)
-                data = plan.to_bytes()
-            except ValueError as error:
-                problem = str(error)
-        return json.dumps({"error": problem, "plan": data.hex()})
+        return json.dumps({"error": _invalid(views) or _difference(views)})
 
     verdict = json.loads(_meet(store, rank, world_size, timeout, f"the making of the {label}", json.dumps(proposal), decide))
     if isinstance(options, Exception):
         raise options
     if verdict["error"] is not None:
         raise Disagreement(f"dssync: the {label} cannot be made: {verdict['error']}")
-    if not averages:
-        return None
+    return options
+
+
+def agree_on_plan(store: Store, rank: int, world_size: int, timeout: timedelta, label: str, make: Callable[[], Plan]) -> Plan:
+    """The plan of the group, made by rank 0 with `make` and checked by all. Collective over the store.
+
+    Raises Disagreement, with the same text on every rank, where `make` raises ValueError or makes a plan for other ranks.
+    """
+    mine: dict[str, str] = {}
+    if rank == 0:
+        try:
+            mine = {"plan": make().to_bytes().hex()}
+        except ValueError as error:
+            mine = {"error": str(error)}
+    verdict = exchange(store, rank, world_size, timeout, f"the plan of the {label}", mine)[0]
+    if "error" in verdict:
+        raise Disagreement(f"dssync: the {label} cannot be made: {verdict['error']}")
     plan = Plan.from_bytes(bytes.fromhex(verdict["plan"]))
     if plan.world_size != world_size:
-        raise Disagreement(f"dssync: rank 0 published a plan for {plan.world_size} ranks; the {label} has {world_size}")
+        raise Disagreement(f"dssync: the plan of rank 0 is for {plan.world_size} ranks; the {label} has {world_size}")
     return plan
 
 

@@ -23,10 +23,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from . import _C
-from ._agreement import agree_on_plan, exchange, meeting_place
+from ._agreement import agree_on_options, agree_on_plan, exchange, meeting_place
 from ._native import describe_engine, make_engine
+from ._topology_source import find as find_topology
 from .options import Options
 from .plan import Plan
+from .topology import Topology
 
 logger = logging.getLogger("dssync_pg")
 
@@ -51,6 +53,9 @@ _averagers: weakref.WeakSet[_C.Averager] = weakref.WeakSet()
 
 _exact_lock = threading.Lock()
 
+_PLANNED_BYTES = 32 << 20
+"""What a group's own plan is made for; each sync has one for its own size."""
+
 
 class Group:
     """A group of this process that averages."""
@@ -65,6 +70,7 @@ class Group:
         timeout: timedelta,
         store: Store,
         engine: _C.Engine | None,
+        topology: Topology | None,
     ) -> None:
         self.label = label
         """For people: "default group", "group 3"."""
@@ -78,6 +84,8 @@ class Group:
         self.store = store
         self.engine = engine
         """What carries averages; None: groups of Gloo do."""
+        self.topology = topology
+        """What the plan was made for; None: nothing is known of the network."""
         self.backend: _C.ProcessGroupDssync | None = None
         """None once the group is shut down."""
         self._meetings = 0
@@ -93,15 +101,31 @@ class Group:
         """Whether averages take all ranks at the moment: inside `dssync_pg.exact()`."""
         return gate.exact_depth > 0
 
-    def make_averager(self, name: str) -> _C.Averager:
-        """An averager over this group's plan, with keys of its own; `name` is the same on every rank."""
+    def make_averager(self, name: str, plan: Plan | None = None) -> _C.Averager:
+        """An averager over `plan` (default: this group's), with keys of its own; `name` is the same on every rank."""
         averager: _C.Averager
+        core = (plan or self.plan).core
         if self.engine is not None:
-            averager = _C.NativeAverager(name, self.engine, self.plan.core, self.timeout)
+            averager = _C.NativeAverager(name, self.engine, core, self.timeout)
         else:
-            averager = _C.GlooAverager(name, _own_connection(self.store), self.rank, self.plan.core, _make_gloo, self.timeout)
+            averager = _C.GlooAverager(name, _own_connection(self.store), self.rank, core, _make_gloo, self.timeout)
         _averagers.add(averager)
         return averager
+
+    def plan_for(self, model_bytes: int) -> Plan:
+        """The plan for averages of so many bytes: where the network is known, what is best depends on them. Collective."""
+        if self.topology is None or isinstance(self.options.plan, Plan):
+            return self.plan
+        self._meetings += 1
+        place = meeting_place(self.store, f"plan/{self._meetings}")
+        return agree_on_plan(
+            place,
+            self.rank,
+            self.world_size,
+            self.timeout,
+            self.label,
+            lambda: make_plan(self.options, self.world_size, self.topology, model_bytes),
+        )
 
     def next_sync_index(self) -> int:
         """Numbers the syncs of this group, the same on every rank as long as all make them in the same order."""
@@ -156,14 +180,24 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     options = _options_from(pg_options)
     wanted = is_default or pg_options is not None
     averages = wanted and isinstance(options, Options) and options.all_reduce == "avg"
-    place = meeting_place(store, "options")
-    plan = agree_on_plan(place, rank, world_size, timeout, label, options, averages)
-    assert isinstance(options, Options)  # agree_on_plan has raised it otherwise
+    options = agree_on_options(meeting_place(store, "options"), rank, world_size, timeout, label, options, averages)
 
     inner = _make_gloo(PrefixStore("dssync/exact", store), rank, world_size, timeout)
     inner._set_sequence_number_for_group()
     engine = _choose_engine(store, rank, world_size, timeout, label, options, say=wanted)
-    group = Group(label, dist_backend_opts.group_id, options, plan, rank, timeout, store, engine) if plan is not None else None
+    topology = _find_topology(store, rank, world_size, timeout, label, options, engine) if wanted else None
+    racks = topology.rack_of if topology is not None else _racks_inside(dist_backend_opts.global_ranks_in_group)
+    if engine is not None and racks is not None:
+        engine.set_racks(racks)
+    if is_default:
+        _world.topology = topology
+    plan = group = None
+    if averages:
+        place = meeting_place(store, "plan")
+        plan = agree_on_plan(
+            place, rank, world_size, timeout, label, lambda: make_plan(options, world_size, topology, _PLANNED_BYTES)
+        )
+        group = Group(label, dist_backend_opts.group_id, options, plan, rank, timeout, store, engine, topology)
 
     def tell_first_average(what: str) -> None:
         assert plan is not None
@@ -218,6 +252,59 @@ def _close(group: Group) -> None:
         live.remove(group)
         group.backend = None
         group.engine = None
+
+
+def make_plan(options: Options, world_size: int, topology: Topology | None, model_bytes: int) -> Plan:
+    """What the options ask for. Raises ValueError where there is no such plan."""
+    if isinstance(options.plan, Plan):
+        return options.plan
+    return Plan.create(
+        world_size,
+        options.plan,
+        options.group_size,
+        options.max_period,
+        options.seed,
+        topology=topology,
+        model_bytes=model_bytes,
+    )
+
+
+def _find_topology(
+    store: Store, rank: int, world_size: int, timeout: timedelta, label: str, options: Options, engine: _C.Engine | None
+) -> Topology | None:
+    """What is known of the network, the same on every rank; None: nothing. Raises TopologyError on every rank for a wrong file."""
+    meetings = 0
+
+    def gather(value: Any) -> list[Any]:
+        nonlocal meetings
+        meetings += 1
+        place = meeting_place(store, f"topology/{meetings}")
+        return exchange(place, rank, world_size, timeout, f"the topology of the {label}", value)
+
+    if world_size == 1 or options.topology == "flat":
+        return None
+    file = "" if options.topology == "auto" else options.topology
+    topology, source = find_topology(file, rank, world_size, gather)
+    if rank == 0 and topology is not None:
+        logger.info("dssync: the topology of the %s is from %s: %d racks.", label, source, len(topology.racks))
+    return topology
+
+
+class _World:
+    """What is known of the default group's network."""
+
+    topology: Topology | None = None
+
+
+_world = _World()
+
+
+def _racks_inside(ranks: list[int]) -> list[int] | None:
+    """The racks of a part of the world; None: not known."""
+    topology = _world.topology
+    if topology is None or not ranks or max(ranks) >= topology.world_size:
+        return None
+    return [topology.rack_of[rank] for rank in ranks]
 
 
 def _choose_engine(

@@ -8,7 +8,10 @@ import json
 import operator
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 Value: TypeAlias = int | str | bool
 
@@ -62,6 +65,26 @@ def _word(*words: str) -> _Field:
     return _Field(words[0], "one of " + ", ".join(f'"{word}"' for word in words), accept)
 
 
+def _plan(*words: str) -> _Field:
+    def accept(value: Any) -> Any:
+        from .plan import Plan  # late: options are read before anything is loaded
+
+        if not isinstance(value, Plan) and value not in words:
+            raise ValueError
+        return value
+
+    return _Field(words[0], "a Plan or one of " + ", ".join(f'"{word}"' for word in words), accept)
+
+
+def _text(default: str, allowed: str) -> _Field:
+    def accept(value: Any) -> Value:
+        if not isinstance(value, str) or not value:
+            raise TypeError
+        return value
+
+    return _Field(default, allowed, accept)
+
+
 def _boolean(default: bool) -> _Field:
     def accept(value: Any) -> Value:
         if not isinstance(value, bool):
@@ -73,7 +96,8 @@ def _boolean(default: bool) -> _Field:
 
 _FIELDS: dict[str, _Field] = {
     "group_size": _integer(2, 1 << 24, "auto", or_word="auto"),
-    "plan": _word("auto", "grid", "random"),
+    "plan": _plan("auto", "grid", "random", "exact", "leaders", "striped", "hybrid"),
+    "topology": _text("auto", '"auto", "flat" or the name of a file'),
     "seed": _integer(0, (1 << 64) - 1, 0),
     "max_period": _integer(1, 1024, 8),
     "warmup_steps": _integer(0, (1 << 63) - 1, 0),
@@ -99,8 +123,11 @@ class Options:
 
     group_size: int | Literal["auto"] = _UNSET
     """Workers that average together; "auto": pairs while 3 rounds make all agree, else the smallest size that needs at most 3."""
-    plan: Literal["auto", "grid", "random"] = _UNSET
-    """How groups are formed, see `Plan.create`."""
+    plan: str | Plan = _UNSET
+    """How groups are formed: a kind, see `Plan.create`, or a Plan made by hand."""
+    topology: str = _UNSET
+    """What the network is like: the name of a file (see `Topology`); "auto": what Slurm says, or, where ranks are on several hosts,
+    what a probe at the start measures; "flat": nothing is known, and nothing is measured."""
     seed: int = _UNSET
     """Of the shuffles."""
     max_period: int = _UNSET
@@ -136,7 +163,8 @@ class Options:
 
     def to_json(self) -> str:
         """All values in one canonical line: equal exactly when the options are."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps(values, sort_keys=True, default=lambda plan: plan.to_bytes().hex())
 
 
 def _resolve(name: str, field: _Field, argument: Any) -> Value:

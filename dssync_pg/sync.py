@@ -33,6 +33,7 @@ from ._optimizer_state import has_second_moment, is_known, state_tensors, zeros_
 
 if TYPE_CHECKING:
     from ._backend import Group
+    from .plan import Plan
 
 logger = logging.getLogger("dssync_pg")
 
@@ -139,6 +140,7 @@ class Sync:
         self._exact_steps = 0
         self._seconds = 0.0
         self._warned: set[str] = set()
+        self._plans = 0
         self._averager = group.make_averager(f"sync{index}")
 
     # ---- what people use --------------------------------------------------------------------------------------------
@@ -317,6 +319,17 @@ class Sync:
         if self.phase is Phase.IDLE:
             self._only_suppressed_backward = True
 
+    def use_plan(self, plan: Plan) -> None:
+        """Averages by `plan` from the next step on. The same call at the same step on every rank."""
+        if plan.core.hash == self._plan.hash:
+            return
+        self._settle(self._step)
+        self._averager.shutdown()
+        self._plans += 1
+        self._plan = plan.core
+        self._averager = self._group.make_averager(f"sync{self.index}.{self._plans}", plan)
+        self._layout_cache = None
+
     def close(self) -> None:
         """Takes the averager down; every later use is an error. training.release() takes the hooks off."""
         self._closed = True
@@ -340,8 +353,6 @@ class Sync:
             placeholder.zero_()
         if exact:
             self._settle(step)
-        elif step >= self._plan.delay:
-            self._settle(step - self._plan.delay)
         return self._averager.launch(step, layout.hash, layout.parts(self._plan, step, exact), f"step {step} of {self.name}")
 
     def _settle(self, step: int) -> None:
@@ -355,6 +366,9 @@ class Sync:
         began = time.perf_counter()
         work.wait()
         self._seconds += time.perf_counter() - began
+        # Averages inside a rack and what is added to all of it change places freely: so late, a crossing has one more step to hide.
+        if self._step > self._plan.delay:
+            self._settle(self._step - 1 - self._plan.delay)
 
     def _exact(self, views: Sequence[Tensor], what: str) -> None:
         """The exact mean over all ranks of `views`, in place."""

@@ -165,6 +165,8 @@ def _attach(module: nn.Module, find: Callable[[], Sequence[Optimizer]], group: G
     views = group.exchange(mine)
     different = _difference(views)
     if problem is None and different is None:
+        for sync in made:
+            sync.use_plan(group.plan_for(sync._layout().bytes))
         if made:
             _bindings[module] = binding
             _install(module, binding, made)

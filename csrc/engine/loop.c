@@ -598,7 +598,9 @@ dss_status_t dss_engine_set_racks(dss_engine_t *engine, const uint32_t *rack_of,
     dss_engine_lock(engine);
     for (uint32_t i = 0; i < engine->identity.world_size && status == DSS_OK; i++)
         if (rack_of[i] != rack_of[engine->hosts[i]])
-            status = dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "ranks %u and %u share a host, but not a rack (%u and %u)",
+            status = dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT,
+                              "ranks %u and %u share a host, and the topology puts them into racks %u and %u: ranks are numbered "
+                              "in the order of its hosts",
                               engine->hosts[i], i, rack_of[engine->hosts[i]], rack_of[i]);
     if (status == DSS_OK)
         memcpy(engine->racks, rack_of, engine->identity.world_size * sizeof *engine->racks);
