@@ -1,7 +1,7 @@
 /*
  * Striped plans (design rules 7b and 8): P - 1 rounds inside racks, then one in which whole racks average with each other, and
- * again with the next level of racks. A step's P stripes take P rounds in a row, so exactly one of them crosses and no uplink ever
- * carries more than 1/P of the model a step. With racks of equal size the racks are numbered in mixed radix, R = g1 * ... * gK, and
+ * again with the next level of racks. A step's P stripes take P rounds in a row, so exactly one of them crosses, and an uplink
+ * carries 2(g-1)/g of a stripe a step in groups of g racks. With racks of equal size the racks are numbered in mixed radix, R = g1 * ... * gK, and
  * crossing k averages digit k of the rack away: groups of few racks, exact consensus after all K. Unequal racks would not agree
  * exactly that way, so they all cross at once (K = 1).
  *
