@@ -146,10 +146,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t bytes_count) {
 
 size_t fuzz_seed(unsigned number_of_seed, uint8_t bytes[FUZZ_INPUT_BYTES]) {
     static const dss_frame_t frames[] = {
-        {DSS_FRAME_OPEN, DSS_PHASE_REDUCE, DSS_SIGNATURE_BYTES, {1, 2, 3}, 0},
-        {DSS_FRAME_DATA, DSS_PHASE_GATHER, 4096, {UINT64_MAX, 2, 3}, UINT64_MAX - 4096},
-        {DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 20, {1, 2, 3}, 0},
-        {DSS_FRAME_GOODBYE, DSS_PHASE_REDUCE, 0, {0, 0, 0}, 0},
+        {DSS_FRAME_OPEN, DSS_PHASE_REDUCE, DSS_SIGNATURE_BYTES, {1, 2, 3, 0}, 0},
+        {DSS_FRAME_DATA, DSS_PHASE_GATHER, 4096, {UINT64_MAX, 2, 3, 4}, UINT64_MAX - 4096},
+        {DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 20, {1, 2, 3, 0}, 0},
+        {DSS_FRAME_GOODBYE, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0},
     };
     static const dss_signature_t signature = {DSS_OPERATION_AVERAGE, DSS_BFLOAT16, DSS_SUM, 3, 1000, 5, 6};
     static const dss_card_t cards[] = {
