@@ -5,6 +5,8 @@
 
 #include <c10/util/Logging.h>
 
+#include <unistd.h>
+
 #include <future>
 #include <thread>
 
@@ -13,6 +15,7 @@ namespace dssync {
 namespace {
 
 constexpr std::chrono::seconds kStorePatience{1};
+constexpr std::chrono::seconds kCallbackPatience{2};
 constexpr const char *kFirstFailure = "first_failure";
 
 thread_local bool insideDone = false;
@@ -101,12 +104,20 @@ class Call {
     std::vector<dss_operation_t *> operations_; // complete before the call is handed out
 };
 
+// What the engine's callback gets.
+struct Posted {
+    std::shared_ptr<Call> call;
+    std::shared_ptr<std::atomic<size_t>> count; // outlives the engine
+};
+
 void operationDone(void *argument, dss_status_t status, const char *text) {
-    std::unique_ptr<std::shared_ptr<Call>> call(static_cast<std::shared_ptr<Call> *>(argument));
+    std::unique_ptr<Posted> posted(static_cast<Posted *>(argument));
+    const auto count = posted->count;
     const bool before = std::exchange(insideDone, true);
-    (*call)->finishOne(status, text);
-    call.reset(); // perhaps the last to hold the engine
+    posted->call->finishOne(status, text);
+    posted.reset(); // perhaps the last to hold the engine
     insideDone = before;
+    --*count;
 }
 
 std::vector<dss_segment_t> segmentsOf(const Tensors &tensors) {
@@ -174,7 +185,7 @@ std::optional<dss_reduction_t> engineReduction(const c10d::ReduceOp &op) {
     }
 }
 
-Engine::Engine(const EngineOptions &options, const py::object &allgather) : store_(options.store) {
+Engine::Engine(const EngineOptions &options, const py::object &allgather) : process_(getpid()), store_(options.store) {
     dss_engine_params_t params{};
     params.params_bytes = sizeof(params);
     params.rank = static_cast<uint32_t>(options.rank);
@@ -213,15 +224,17 @@ std::function<void(std::chrono::milliseconds)> Engine::post(const std::vector<En
         auto params = paramsOf(operation, segments, what, timeout);
         params.will_wait = willWait ? 1 : 0;
         params.done = operationDone;
-        auto argument = std::make_unique<std::shared_ptr<Call>>(call);
+        auto argument = std::make_unique<Posted>(Posted{call, posted_});
         params.argument = argument.get();
         dss_error_t error{};
         dss_operation_t *posted = nullptr;
+        ++*posted_;
         const auto status = dss_engine_post(engine_, &params, &posted, &error);
         if (status == DSS_OK) {
             (void)argument.release(); // operationDone's
             call->add(posted);
         } else {
+            --*posted_;
             call->finishOne(status, (what + ": " + error.text).c_str());
         }
     }
@@ -285,6 +298,10 @@ void Engine::closeChannel(uint64_t channel, const std::string &reason) {
 
 void Engine::abort(const std::string &reason) {
     dss_engine_abort(engine_, reason.c_str());
+    const auto until = std::chrono::steady_clock::now() + kCallbackPatience;
+    while (*posted_ > 0 && !insideDone && getpid() == process_ && std::chrono::steady_clock::now() < until) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 std::vector<uint32_t> Engine::hosts() const {

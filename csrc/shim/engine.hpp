@@ -13,6 +13,9 @@
 
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <sys/types.h>
+
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -80,6 +83,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
                  std::chrono::milliseconds timeout);
     void setRacks(const std::vector<uint32_t> &rackOf);
     void closeChannel(uint64_t channel, const std::string &reason);
+    // Fails what is under way. When this returns the callbacks are over (except the one that this is called from), so that no
+    // thread drops tensors or wants Python's lock while the interpreter ends; it waits for them a few seconds at most.
     void abort(const std::string &reason);
 
     uint32_t rank() const {
@@ -95,6 +100,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   private:
     dss_engine_t *engine_ = nullptr;
+    const std::shared_ptr<std::atomic<size_t>> posted_ = std::make_shared<std::atomic<size_t>>(0); // whose callbacks are not over
+    const pid_t process_;                                                                          // a child has no such threads
     const c10::intrusive_ptr<c10d::Store> store_;
 };
 

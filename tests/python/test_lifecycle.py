@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -158,6 +159,31 @@ def test_the_interpreter_ends_without_destroy(pending):
     outcomes = run_ranks(2, left_open, pending, interpreter_exit=True, check=False, timeout=60, pg_timeout=120)
     for outcome in outcomes:
         assert outcome.ok, outcome
+
+
+
+def exits_while_a_callback_runs(rank, world_size):
+    if rank == 1:
+        rank_store().wait(["posted"])
+        dist.all_reduce(torch.ones(100))
+        return
+    began = threading.Event()
+
+    def wanting_the_lock(future):
+        began.set()
+        for _ in range(300):
+            time.sleep(0.001)
+
+    work = dist.all_reduce(torch.ones(100), async_op=True)
+    work.get_future().add_done_callback(wanting_the_lock)
+    rank_store().set("posted", "1")
+    assert began.wait(30)
+
+
+def test_the_interpreter_ends_after_the_callbacks_of_what_is_complete():
+    """A thread that wants Python's lock while the interpreter ends aborts the process."""
+    outcomes = run_ranks(2, exits_while_a_callback_runs, interpreter_exit=True, check=False)
+    assert [(outcome.exitcode, outcome.output.count("terminate called")) for outcome in outcomes] == [(0, 0)] * 2
 
 
 def killed_in_mid_average(rank, world_size):
