@@ -1,9 +1,9 @@
 /*
  * Striped plans (design rules 7b and 8): P - 1 rounds inside racks, then one in which whole racks average with each other, and
  * again with the next level of racks. A step's P stripes take P rounds in a row, so exactly one of them crosses, and an uplink
- * carries 2(g-1)/g of a stripe a step in groups of g racks. With racks of equal size the racks are numbered in mixed radix, R = g1 * ... * gK, and
- * crossing k averages digit k of the rack away: groups of few racks, exact consensus after all K. Unequal racks would not agree
- * exactly that way, so they all cross at once (K = 1).
+ * carries 2(g-1)/g of a stripe a step in groups of g racks. With racks of equal size the racks are numbered in mixed radix, R =
+ * g1 * ... * gK, and crossing k averages digit k of the rack away: groups of few racks, exact consensus after all K. Unequal
+ * racks would not agree exactly that way, so they all cross at once (K = 1).
  *
  * Inside a rack the rounds are those of a plan of its own size. Its workers stand in the order of their hosts, so that the first
  * level of a grid averages within hosts where sizes allow. Hybrid plans have the same crossings, and local rounds in which everyone
