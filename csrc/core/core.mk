@@ -16,13 +16,17 @@ CORE_PROGRAMS = $(CORE_TESTS:tests/c/%.c=$(CORE_BUILD)/%)
 CORE_FUZZ_PROGRAMS = $(CORE_FUZZERS:tests/fuzz/%.c=$(CORE_BUILD)/%)
 CORE_SANITIZE_ADDRESS = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
+# Tests run one after another, but what they need is built by all processors, unless make -j has said how many.
+CORE_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+CORE_PARALLEL = --no-print-directory --output-sync $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(CORE_JOBS))
+
 CLANG ?= clang
 CLANG_TIDY ?= clang-tidy
 FUZZ_SECONDS ?= 60
 SOAK_OPERATIONS ?= 100000
 SOAK_SEED ?= $(shell date +%s)
 
-.PHONY: core core-test core-fuzz core-tidy core-clean sanitize sanitize-address sanitize-thread fuzz fuzz-long soak
+.PHONY: core core-programs core-test core-fuzz core-tidy core-clean sanitize sanitize-address sanitize-thread fuzz fuzz-long soak
 
 core: $(CORE_LIBRARY)
 
@@ -47,10 +51,13 @@ $(CORE_BUILD)/made:
 	mkdir -p $(CORE_BUILD)/core $(CORE_BUILD)/engine
 	touch $@
 
+core-programs: $(CORE_PROGRAMS) $(CORE_FUZZ_PROGRAMS)
+
 # Every program runs even when one fails. A program prints `ok test` for each test passed and stops at the first that fails.
-core-test: $(CORE_PROGRAMS) $(CORE_FUZZ_PROGRAMS)
+core-test:
+	@$(MAKE) $(CORE_PARALLEL) -f csrc/core/core.mk core-programs
 	@passed=0; failed=0; \
-	for program in $^; do \
+	for program in $(CORE_PROGRAMS) $(CORE_FUZZ_PROGRAMS); do \
 	    $$program >$$program.log 2>&1 || { failed=$$((failed + 1)); echo "FAILED $$program" >>$$program.log; }; \
 	    cat $$program.log; passed=$$((passed + $$(grep -c '^ok ' $$program.log || true))); \
 	done; \
