@@ -21,27 +21,41 @@ if TYPE_CHECKING:
     from .topology import Topology
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kKMGT]?)(i?)[bB]?\s*")
+_MOST_WORKERS = 1 << 24  # of a plan
 _SIZE_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 # ---- values of options ------------------------------------------------------------------------------------------------------
 
 
-def positive(text: str) -> int:
+def whole(text: str, least: int, most: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected an integer of at least 1")
+        number = least - 1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected an integer from {least} to {most}")
     return number
+
+
+def positive(text: str) -> int:
+    """Of workers, hosts, racks."""
+    return whole(text, 1, 1 << 24)
+
+
+def steps(text: str) -> int:
+    return whole(text, 1, 10_000_000)
+
+
+def seed(text: str) -> int:
+    return whole(text, 0, (1 << 64) - 1)
 
 
 def size(text: str) -> int:
     """Bytes: "32 MiB", "1.5GB", 1000000."""
     found = _SIZE.fullmatch(text)
     count = int(float(found[1]) * (1024 if found[3] else 1000) ** _SIZE_POWERS[found[2].lower()]) if found else 0
-    if count < 1:
+    if not 1 <= count < 1 << 60:
         raise argparse.ArgumentTypeError(f'{text!r}, expected a size as "32 MiB", "1.5 GB" or in bytes')
     return count
 
@@ -114,8 +128,6 @@ def _by_shape(args: argparse.Namespace) -> Topology:
 
     hosts = _hosts_of_racks(args)
     workers = args.workers or 1
-    if sum(hosts) * workers > 1 << 24:
-        raise ValueError(f"{sum(hosts) * workers:,} workers, expected at most {1 << 24:,}")
     racks = []
     number = 0
     for index, count in enumerate(hosts):
@@ -130,11 +142,13 @@ def _hosts_of_racks(args: argparse.Namespace) -> list[int]:
         counts = [positive(part) for part in (args.hosts or "1").split(",")]
     except argparse.ArgumentTypeError:
         raise ValueError(f"--hosts {args.hosts!r}, expected a number of hosts, or one for each rack as 4,4,2") from None
-    if len(counts) == 1:
-        return counts * (args.racks or 1)
-    if args.racks not in (None, len(counts)):
+    if len(counts) > 1 and args.racks not in (None, len(counts)):
         raise ValueError(f"--racks {args.racks} and --hosts {args.hosts}: hosts of {len(counts)} racks")
-    return counts
+    repeated = (args.racks or 1) if len(counts) == 1 else 1
+    workers = sum(counts) * repeated * (args.workers or 1)
+    if workers > _MOST_WORKERS:
+        raise ValueError(f"a cluster of {workers:,} workers, expected at most {_MOST_WORKERS:,}")
+    return counts * repeated
 
 
 def _with_links(topology: Topology, args: argparse.Namespace) -> Topology:

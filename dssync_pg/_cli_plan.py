@@ -16,7 +16,7 @@ from .topology import Topology
 
 KINDS = ("exact", "grid", "random", "leaders", "striped", "hybrid")
 _SHOWN_ROUNDS = 16
-_GROUPS_WIDTH = 110
+_GROUPS_WIDTH = 90
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,8 @@ def read_measured(path: str) -> list[tuple[str, float, float]]:
     """(method, uplink in bit/s, seconds a step) of each point. Raises ValueError."""
     try:
         points = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(points, list):
+            raise TypeError(f"a {type(points).__name__}")
         return [(str(point["method"]), parse_rate(point["uplink"]), float(point["seconds"])) for point in points]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 # Nothing of torch here, and rich and matplotlib only where they are used: `dssync --help` answers at once.
 from . import __version__
-from ._cli_common import delay, group_size, positive, rate, seconds, share, size
+from ._cli_common import delay, group_size, positive, rate, seconds, seed, share, size, steps
 
 _METHODS = ("ring", "leaders", "two-dimensional", "parameter-server")
 _PLANS = ("auto", "grid", "random", "leaders", "striped", "hybrid", "exact")
@@ -59,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 1 where `doctor` found something wrong, 2 for what cannot be done."""
     args = _parser().parse_args(argv)
     try:
-        return int(_run(args))
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError) as error:
         text = str(error).removeprefix("dssync: ").removeprefix("dssync_pg: ")
         print(f"dssync {args.command}: error: {text}", file=sys.stderr)
@@ -136,7 +142,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--delay", type=delay, default="auto", metavar="STEPS", help="of a crossing's correction (default: the fewest that hide it)"
     )
-    job.add_argument("--seed", type=int, default=0, help="of shuffles and of compute times")
+    job.add_argument("--seed", type=seed, default=0, help="of shuffles and of compute times")
 
 
 def _add_output(parser: argparse.ArgumentParser, picture: str) -> None:
@@ -163,7 +169,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     _add_job(parser)
     chance = parser.add_argument_group("compute times")
-    chance.add_argument("--steps", type=positive, default=200, metavar="N", help="to simulate (default 200)")
+    chance.add_argument("--steps", type=steps, default=200, metavar="N", help="to simulate (default 200)")
     chance.add_argument("--noise", type=float, default=0.0, metavar="SIGMA", help="of the logarithm of compute times (default 0)")
     chance.add_argument("--stragglers", type=share, default=0.0, metavar="SHARE", help='of workers in each step, as 0.01 or "1%%"')
     chance.add_argument("--straggler-factor", type=float, default=2.0, metavar="X", help="how much longer these take (default 2)")
