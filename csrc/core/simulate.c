@@ -239,6 +239,20 @@ static dss_status_t check_compute(const dss_simulation_params_t *params, dss_err
     return DSS_OK;
 }
 
+/* A crossing's racks are those of the plan, its links those of the topology: they have to be the same racks. */
+static dss_status_t check_plan(const dss_plan_t *plan, const dss_topology_t *topology, dss_error_t *error_p) {
+    if (dss_plan_world_size(plan) != dss_topology_world_size(topology))
+        return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "the plan is for %u workers, the topology has %u",
+                        dss_plan_world_size(plan), dss_topology_world_size(topology));
+    for (uint32_t rank = 0; dss_plan_rack_count(plan) > 1 && rank < dss_plan_world_size(plan); rank++) {
+        if (dss_plan_rack_of(plan, rank) != dss_topology_rack_of(topology, rank))
+            return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT,
+                            "the plan was made for other racks: it has rank %u in rack %u, the topology in rack %u", rank,
+                            dss_plan_rack_of(plan, rank), dss_topology_rack_of(topology, rank));
+    }
+    return DSS_OK;
+}
+
 static dss_status_t check_params(const dss_simulation_params_t *params, dss_error_t *error_p) {
     if (!params)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "simulation params are NULL");
@@ -254,14 +268,14 @@ static dss_status_t check_params(const dss_simulation_params_t *params, dss_erro
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "a simulation needs a topology, got NULL");
     if (params->method == DSS_METHOD_PLAN && !params->plan)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "a simulation of a plan needs the plan, got NULL");
-    if (params->method == DSS_METHOD_PLAN && dss_plan_world_size(params->plan) != dss_topology_world_size(params->topology))
-        return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "the plan is for %u workers, the topology has %u",
-                        dss_plan_world_size(params->plan), dss_topology_world_size(params->topology));
     if (params->step_count < 1)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "step_count is 0, expected at least 1");
     if (params->model_bytes < 1)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "model_bytes is 0, expected at least 1");
-    return check_compute(params, error_p);
+    const dss_status_t status = check_compute(params, error_p);
+    if (status != DSS_OK || params->method != DSS_METHOD_PLAN)
+        return status;
+    return check_plan(params->plan, params->topology, error_p);
 }
 
 static void close_simulator(dss_simulator_t *simulator) {

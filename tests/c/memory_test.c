@@ -86,6 +86,43 @@ static void contraction_reports_a_failed_allocation(void) {
     dss_plan_destroy(plan);
 }
 
+static void check_simulation_fails(const dss_simulation_params_t *params) {
+    dss_simulation_t simulation = {.total_s = -1};
+    dss_status_t status = DSS_ERR_NO_MEMORY;
+    for (failing_allocation = 1; status != DSS_OK; failing_allocation++) {
+        dss_error_t error = {DSS_OK, ""};
+        allocation_count = 0;
+        status = dss_simulate(params, &simulation, NULL, &error);
+        if (status == DSS_OK)
+            break;
+        CHECK_STATUS(status, DSS_ERR_NO_MEMORY);
+        CHECK_CONTAINS(error.text, "out of memory to");
+        CHECK(simulation.total_s == -1);
+    }
+    CHECK_FOR(failing_allocation > 10, "only %u allocations seen", failing_allocation - 1);
+    failing_allocation = 0;
+}
+
+static void simulations_report_every_failed_allocation(void) {
+    static const uint32_t host_of[4] = {0, 1, 2, 3};
+    static const uint32_t rack_of[4] = {0, 0, 1, 1};
+    static const dss_link_t links[4] = {{1e8, 0}, {1e8, 0}, {1e8, 0}, {1e8, 0}};
+    const dss_topology_params_t cluster = {sizeof cluster, 4, 4, 2, host_of, rack_of, links, links, {1e10, 0}};
+    dss_topology_t *topology = NULL;
+    dss_plan_t *plan = NULL;
+    CHECK_STATUS(dss_topology_create(&cluster, &topology, NULL), DSS_OK);
+    const dss_plan_params_t striped = {
+        .params_bytes = sizeof striped, .kind = DSS_PLAN_STRIPED, .world_size = 4, .topology = topology, .delay = 1};
+    CHECK_STATUS(dss_plan_create(&striped, &plan, NULL), DSS_OK);
+    dss_simulation_params_t params = {
+        .params_bytes = sizeof params, .plan = plan, .topology = topology, .model_bytes = 1 << 24, .step_count = 3};
+    check_simulation_fails(&params);
+    params.method = DSS_METHOD_RING;
+    check_simulation_fails(&params);
+    dss_plan_destroy(plan);
+    dss_topology_destroy(topology);
+}
+
 /* A step must not depend on the heap. */
 static void the_calls_of_a_step_allocate_nothing(void) {
     static const float values[2000];
@@ -106,5 +143,6 @@ static void the_calls_of_a_step_allocate_nothing(void) {
 int main(void) {
     RUN(makers_report_every_failed_allocation);
     RUN(contraction_reports_a_failed_allocation);
+    RUN(simulations_report_every_failed_allocation);
     RUN(the_calls_of_a_step_allocate_nothing);
 }

@@ -633,9 +633,16 @@ static void wrong_params_are_named(void) {
     CHECK_REFUSED(compute_sigma, (double)NAN, "compute_sigma is");
     CHECK_REFUSED(straggler_probability, 1.5, "straggler_probability is 1.5");
     CHECK_REFUSED(straggler_factor, 0, "straggler_factor is 0");
+    const uint32_t other_sizes[] = {3, 5};
+    dss_topology_t *other = make_cluster(2, other_sizes, 1, 500, 100, 0);
+    dss_plan_t *striped = make_plan(DSS_PLAN_STRIPED, bed, 5, 1);
+    good.plan = striped;
+    CHECK_REFUSED(topology, other, "rank 3 in rack 0, the topology in rack 1");
+    dss_plan_destroy(striped);
     dss_plan_destroy(plan);
     dss_topology_destroy(bed);
     dss_topology_destroy(small);
+    dss_topology_destroy(other);
 }
 
 static void one_worker_waits_for_nobody(void) {
