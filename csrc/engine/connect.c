@@ -269,6 +269,7 @@ static void take_caller(dss_engine_t *engine, dss_call_t *call, const uint8_t no
     engine->calls = call;
     engine->call_count++;
     dss_watch_set(engine, &call->watch, EPOLLIN);
+    dss_connect_progress(call, EPOLLIN); /* what it has said already may keep its place for it when many call at once */
 }
 
 void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream) {
@@ -282,11 +283,11 @@ void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream) {
     dss_engine_unlock(engine);
 }
 
-/* Callers who never say anything must not keep a rank out: the one that has waited longest makes room. False if all are proved. */
+/* Callers who never say anything must not keep a rank out: the one that has waited longest makes room. False if none is such. */
 static bool drop_a_caller(dss_engine_t *engine) {
     dss_call_t *oldest = NULL;
     for (dss_call_t *call = engine->calls; call; call = call->next)
-        if (!call->peer)
+        if (!call->peer && call->handshake.state == DSS_HANDSHAKE_ACCEPTOR_HELLO)
             oldest = call;
     if (oldest) {
         dss_engine_log(engine, "dropped a caller: too many call at once");
@@ -314,9 +315,16 @@ void dss_connect_accept(dss_engine_t *engine, int listener) {
             return;
         }
         uint8_t nonce[DSS_NONCE_BYTES];
-        const bool too_many = engine->call_count > engine->identity.world_size + 64 && !drop_a_caller(engine);
-        if (too_many || (unix_socket && !has_our_user(fd)) || dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK) {
-            dss_engine_log(engine, "dropped a caller: %s", too_many ? "too many call at once" : "it is another user's process");
+        dss_error_t error;
+        const char *problem = NULL;
+        if (engine->call_count > engine->identity.world_size + 64 && !drop_a_caller(engine))
+            problem = "too many call at once";
+        else if (unix_socket && !has_our_user(fd))
+            problem = "it is another user's process";
+        else if (dss_random_bytes(nonce, sizeof nonce, &error) != DSS_OK)
+            problem = error.text;
+        if (problem) {
+            dss_engine_log(engine, "dropped a caller: %s", problem);
             dss_descriptor_close(fd);
             continue;
         }
