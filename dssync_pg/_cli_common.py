@@ -179,8 +179,10 @@ def make_plan(kind: str, topology: Topology, args: argparse.Namespace) -> Plan:
     )
 
 
-def link_name(topology: Topology, kind: str, index: int) -> str:
-    """ "uplink of rack1"."""
+def link_name(topology: Topology, kind: str, index: int, idle: bool) -> str:
+    """ "uplink of rack1"; "" where nothing takes time."""
+    if idle:
+        return ""
     if kind == "uplink":
         return f"uplink of {topology.racks[index].name}"
     return f"{'NIC' if kind == 'nic' else 'memory'} of {topology.hosts[index].name}"
@@ -211,6 +213,9 @@ def new_table(names: Sequence[str], left: Sequence[str]) -> Table:
 def print_cluster(out: Console, topology: Topology, source: str) -> None:
     out.print(f"[bold]cluster[/], from {source}")
     out.print(str(topology), markup=False)
+    links = [topology.memory, *(host.nic for host in topology.hosts), *(rack.uplink for rack in topology.racks)]
+    if all(math.isinf(link.rate) for link in links):
+        out.print("[yellow]no rate of any link is known, so that bytes take no time: --nic and --uplink give them, or a file[/]")
 
 
 def add_plot_note(out: Console, args: argparse.Namespace) -> None:

@@ -164,8 +164,8 @@ def _print(args: argparse.Namespace, topology: Topology, source: str, results: d
             format_seconds(simulation.quantile(0.95)),
             format_seconds(simulation.mean_sync),
             format_seconds(simulation.mean_wait),
-            link_name(topology, simulation.busiest, simulation.busiest_index),
-            f"{100 * simulation.busiest_use:.0f} %",
+            link_name(topology, simulation.busiest, simulation.busiest_index, idle=simulation.busiest_use == 0),
+            f"{100 * simulation.busiest_use:.0f} %" if simulation.busiest_use else "",
             f"{reference / simulation.mean_step:.2f}x" if simulation.mean_step > 0 else "",
             style="bold" if simulation.mean_step == fastest else "",
         )

@@ -60,10 +60,8 @@ def plot_plan(path: str, topology: Topology, plan: Plan, model_bytes: int, compu
         _draw_strips(top, topology, plan, rounds)
     _label_rounds(top, plan, rounds)
     step_s = compute_s + plan.cost(topology, model_bytes, compute_s).sync_s
-    figure.suptitle(
-        f"{plan.kind} plan, {topology.summary()}: {format_bytes(model_bytes)} averaged, {format_seconds(step_s)} a step",
-        fontsize=12,
-    )
+    title = f"{plan.kind} plan, {topology.summary()}: {format_bytes(model_bytes)} averaged"
+    figure.suptitle(title + (f", {format_seconds(step_s)} a step" if step_s else ""), fontsize=12)
     _draw_loads(bottom, topology, plan, model_bytes, step_s)
     _save(figure, path)
 
@@ -187,7 +185,8 @@ def _draw_loads(axes: Axes, topology: Topology, plan: Plan, model_bytes: int, st
     xs = range(len(names))
     lower = [value * each for value, each in zip(inside, scale, strict=True)]
     upper = [value * each for value, each in zip(crossing, scale, strict=True)]
-    axes.bar(xs, lower, color=_INSIDE, width=0.72, label="rounds inside racks" if any(crossing) else "all rounds")
+    if any(inside):
+        axes.bar(xs, lower, color=_INSIDE, width=0.72, label="rounds inside racks" if any(crossing) else "all rounds")
     if any(crossing):
         axes.bar(xs, upper, bottom=lower, color=_CROSSING, width=0.72, label="crossing rounds, also what they send inside racks")
     if len(names) <= _MOST_LABELS:

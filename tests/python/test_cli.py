@@ -173,6 +173,13 @@ def test_the_library_simulates_the_same(as_json: Callable[..., Any]) -> None:
         simulate(topology, "ring", progress=lambda steps: steps // 0)
 
 
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_without_rates_it_says_so(said: Callable[..., str], command: str) -> None:
+    text = said(command, "--racks", "2", "--hosts", "2")
+    assert "no rate of any link is known" in text
+    assert "busiest link" in text and "memory of" not in text
+
+
 # ---- pictures ---------------------------------------------------------------------------------------------------------------
 
 
