@@ -88,6 +88,8 @@ class Group:
         """What the plan was made for; None: nothing is known of the network."""
         self.backend: _C.ProcessGroupDssync | None = None
         """None once the group is shut down."""
+        self._rack_averager: _C.Averager | None = None
+        self._rack_calls = 0
         self._meetings = 0
         self._syncs = 0
 
@@ -111,6 +113,16 @@ class Group:
             averager = _C.GlooAverager(name, _own_connection(self.store), self.rank, core, _make_gloo, self.timeout)
         _averagers.add(averager)
         return averager
+
+    def average_in_rack(self, tensors: list[torch.Tensor]) -> torch.futures.Future[Any]:
+        """The mean over the ranks of this rank's rack, in place. The same calls, in the same order, on all of them."""
+        if self._rack_averager is None:
+            self._rack_averager = self.make_averager("gradients in racks")
+        call, self._rack_calls = self._rack_calls, self._rack_calls + 1
+        sizes = " ".join(f"{tensor.dtype}{tuple(tensor.shape)}" for tensor in tensors)
+        layout = _C.hash64(sizes.encode())
+        work = self._rack_averager.launch(call, layout, [(_C.RACK_ROUND, tensors)], f"gradients {call} of the rack")
+        return work.get_future()
 
     def plan_for(self, model_bytes: int) -> Plan:
         """The plan for averages of so many bytes: where the network is known, what is best depends on them. Collective."""
@@ -249,6 +261,8 @@ def _close(group: Group) -> None:
     try:
         training.disable(group)
     finally:
+        if group._rack_averager is not None:
+            group._rack_averager.shutdown()
         live.remove(group)
         group.backend = None
         group.engine = None

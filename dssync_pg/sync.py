@@ -122,6 +122,7 @@ class Sync:
         self._module = weakref.ref(module)
         self._names = names  # id of a parameter -> its name: what this sync may average
         self._buffers = buffers
+        self._plan_object = group.plan
         self._plan = group.plan.core
         self._step = 0
         self._task = -1  # the autograd graph task that made this sync due
@@ -149,6 +150,16 @@ class Sync:
     def step(self) -> int:
         """How many averages were launched so far: t of the next one."""
         return self._step
+
+    @property
+    def plan(self) -> Plan:
+        """Who averages with whom, at the moment."""
+        return self._plan_object
+
+    @property
+    def bytes(self) -> int:
+        """What is averaged each step."""
+        return self._layout().bytes
 
     @property
     def module(self) -> nn.Module | None:
@@ -326,6 +337,7 @@ class Sync:
         self._settle(self._step)
         self._averager.shutdown()
         self._plans += 1
+        self._plan_object = plan
         self._plan = plan.core
         self._averager = self._group.make_averager(f"sync{self.index}.{self._plans}", plan)
         self._layout_cache = None

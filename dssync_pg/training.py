@@ -156,6 +156,11 @@ def _attach(module: nn.Module, find: Callable[[], Sequence[Optimizer]], group: G
         optimizers = find()
         for optimizer in optimizers:
             _refuse(module, optimizer, binding)
+        if group.plan.kind == "hybrid" and optimizers and not isinstance(module, DDP):
+            raise ValueError(
+                "dssync: plan=hybrid averages gradients inside racks while DDP reduces them: wrap the module in "
+                "DistributedDataParallel, or use plan=striped"
+            )
         for optimizer in optimizers:
             made.append(_make_sync(module, optimizer, group, binding, wanted))
         mine: tuple[str, Any] = ("attached", [sync.layout_summary() for sync in made])
@@ -166,7 +171,7 @@ def _attach(module: nn.Module, find: Callable[[], Sequence[Optimizer]], group: G
     different = _difference(views)
     if problem is None and different is None:
         for sync in made:
-            sync.use_plan(group.plan_for(sync._layout().bytes))
+            sync.use_plan(group.plan_for(sync.bytes))
         if made:
             _bindings[module] = binding
             _install(module, binding, made)
@@ -299,19 +304,23 @@ def _install(module: nn.Module, binding: _Binding, made: Sequence[Sync]) -> None
 def _announce(sync: Sync, where: str) -> None:
     plan, options = sync._plan, sync._group.options
     layout = sync._layout()
+    crossing = f", crossings between racks {plan.delay} steps late" if plan.rack_count > 1 and plan.delay else ""
+    gradients = "are averaged inside racks" if plan.kind == "hybrid" else "stay local"
     state = {"none": "optimizer state stays local", "v": "with second moments", "all": "with optimizer state"}
     logger.info(
-        "dssync: %s attached to %s and %s: gradients stay local; %.2f MiB are averaged after each step, %s, plan %s of %d rounds "
-        "in groups of up to %d (world size %d)%s. auto_attach=False keeps it exact.",
+        "dssync: %s attached to %s and %s: gradients %s; %.2f MiB are averaged after each step, %s, plan %s of %d rounds "
+        "in groups of up to %d (world size %d)%s%s. auto_attach=False keeps it exact.",
         sync.name,
         where,
         type(sync.optimizer).__name__,
+        gradients,
         layout.bytes / 2**20,
         state[options.average_state],
         plan.kind,
         plan.period,
         plan.max_group_size,
         plan.world_size,
+        crossing,
         f", the first {options.warmup_steps} steps exactly" if options.warmup_steps else "",
     )
 
@@ -467,8 +476,13 @@ def _gradient_hook(state: _HookState, bucket: dist.GradBucket) -> torch.futures.
         for sync in syncs:
             if task != -1 or sync.family is binding.family:  # -1: join's shadow backward, once a sync and not once a module
                 sync.backward_ran(task)
-    pairs = zip(bucket.parameters(), bucket.gradients(), strict=False)
+    pairs = list(zip(bucket.parameters(), bucket.gradients(), strict=False))
     foreign = [gradient for param, gradient in pairs if not any(sync.owns(param) for sync in syncs)]
+    if binding is not None and any(sync.plan.kind == "hybrid" for sync in syncs):
+        own = [gradient for param, gradient in pairs if any(sync.owns(param) for sync in syncs)]
+        futures = [binding.group.average_in_rack(own)] if own else []
+        futures += [_all_reduced(foreign, bucket, ddp)] if foreign else []
+        return torch.futures.collect_all(futures).then(lambda _: bucket.buffer())
     if foreign:
         return _all_reduced(foreign, bucket, ddp)
     done: torch.futures.Future[Tensor] = torch.futures.Future()

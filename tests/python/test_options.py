@@ -20,6 +20,7 @@ from dssync_pg.options import Options
 DEFAULTS = {
     "group_size": "auto",
     "plan": "auto",
+    "topology": "auto",
     "seed": 0,
     "max_period": 8,
     "warmup_steps": 0,
@@ -33,6 +34,7 @@ DEFAULTS = {
 OTHERS = {
     "group_size": ("4", 4),
     "plan": ("random", "random"),
+    "topology": ("flat", "flat"),
     "seed": ("18446744073709551615", 2**64 - 1),
     "max_period": ("1024", 1024),
     "warmup_steps": ("100", 100),
@@ -155,12 +157,13 @@ def test_numpy_integers_become_plain_ones():
         {},
         optional={
             "group_size": st.just("auto") | st.integers(2, 2**24),
-            "plan": st.sampled_from(["auto", "grid", "random"]),
+            "plan": st.sampled_from(["auto", "grid", "random", "exact", "leaders", "striped", "hybrid"]),
             "seed": st.integers(0, 2**64 - 1),
             "max_period": st.integers(1, 1024),
             "warmup_steps": st.integers(0, 10**9),
             "average_state": st.sampled_from(["none", "v", "all"]),
             "auto_attach": st.booleans(),
+            "topology": st.sampled_from(["auto", "flat", "racks.toml"]),
             "engine": st.sampled_from(["auto", "native", "gloo"]),
             "transport": st.sampled_from(["auto", "shm", "tcp"]),
         },
