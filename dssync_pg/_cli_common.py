@@ -111,16 +111,24 @@ def find_topology(args: argparse.Namespace) -> tuple[Topology, str]:
     from .topology import Topology
 
     shape = [f"--{name}" for name in ("racks", "hosts", "workers") if getattr(args, name) is not None]
-    path = args.topology or ("" if shape else os.environ.get("DSSYNC_TOPOLOGY", ""))
+    path = args.topology or ("" if shape else topology_variable())
     if path and shape:
         raise ValueError(f"{shape[0]} and the file {path}: the racks are those of the file; give one or the other")
     if path:
         topology, source = Topology.load(path), f"file {path}"
     elif shape:
         topology, source = _by_shape(args), "command line"
+    elif "SLURM_JOB_ID" in os.environ:
+        topology, source = Topology.from_slurm(), "the Slurm job"
     else:
         raise ValueError("no cluster is given: name a topology file, or say --racks, --hosts and --workers")
     return _with_links(topology, args), source
+
+
+def topology_variable() -> str:
+    """The file that DSSYNC_TOPOLOGY names, "" for none."""
+    name = os.environ.get("DSSYNC_TOPOLOGY", "")
+    return "" if name in ("auto", "flat") else name
 
 
 def _by_shape(args: argparse.Namespace) -> Topology:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ._cli_common import console, new_table, print_json
+from ._cli_common import console, new_table, print_json, topology_variable
 
 Verdict = Literal["ok", "note", "wrong"]
 
@@ -292,8 +292,11 @@ def _check_host_name() -> Iterator[Finding]:
 
 
 def _check_topology() -> Iterator[Finding]:
-    path = os.environ.get("DSSYNC_TOPOLOGY", "")
+    path = topology_variable()
     if not _loads():
+        return
+    if os.environ.get("DSSYNC_TOPOLOGY") == "flat":
+        yield Finding("topology", "note", "flat, because DSSYNC_TOPOLOGY says so: all links count as equal")
         return
     from .topology import Topology, TopologyError
 

@@ -15,8 +15,8 @@ _METHODS = ("ring", "leaders", "two-dimensional", "parameter-server")
 _PLANS = ("auto", "grid", "random", "leaders", "striped", "hybrid", "exact")
 
 _CLUSTER = """\
-The cluster is a file (see `dssync_pg.Topology`), else what the options say, else what DSSYNC_TOPOLOGY names. --nic and --uplink
-replace what a file says: what if the uplink were slower?
+The cluster is a file (see `dssync_pg.Topology`), else what the options say, else the file that DSSYNC_TOPOLOGY names, else that of
+the Slurm job. --nic and --uplink replace what a file says: what if the uplink were slower?
 """
 
 _PLAN_EXAMPLES = """\

@@ -340,6 +340,14 @@ def test_the_topology_that_would_be_used(
     assert findings["topology"]["text"].startswith(f"{path}:2: ")
 
 
+def test_flat_is_a_topology_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSSYNC_TOPOLOGY", "flat")
+    code, findings = diagnosed(capsys)
+    assert code == 0
+    assert findings["topology"]["text"].startswith("flat, because DSSYNC_TOPOLOGY says so")
+    assert "no cluster is given" in refused(capsys, "plan")
+
+
 def test_interfaces_that_are_named_are_used(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0,lo")
     code, findings = diagnosed(capsys)
@@ -347,11 +355,12 @@ def test_interfaces_that_are_named_are_used(capsys: pytest.CaptureFixture[str], 
     assert "would be used: GLOO_SOCKET_IFNAME=nosuch0,lo" in findings["interface lo"]["text"]
 
 
-def test_a_slurm_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, as_json: Callable[..., Any]) -> None:
     for name, value in {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_TASKS_PER_NODE": "2(x3)"}.items():
         monkeypatch.setenv(name, value)
     _, findings = diagnosed(capsys)
     assert findings["Slurm"]["text"].startswith("job 77: 6 workers on 3 hosts")
+    assert as_json("plan", "--nic", "1Gbit")["topology"]["hosts"] == 3
 
 
 # ---- as a program -----------------------------------------------------------------------------------------------------------
