@@ -77,15 +77,20 @@ static void ring(dss_barrier_t *barrier) {
     end_phase(barrier, 2.0 * (barrier->world_size - 1), outermost(barrier));
 }
 
-/* One way inside racks; what a host writes in memory and what leaves its NIC for the others of its rack. */
+/*
+ * One way inside racks. Scattered: each host ends up with its part of the rack's bytes, or begins with it. Else one worker ends up
+ * with all, or begins with all: for many bytes a reduce is a reduce-scatter and a gather, a broadcast a scatter and an all-gather,
+ * and each has two such traversals.
+ */
 static void phase_in_racks(dss_barrier_t *barrier, int scattered) {
     const uint32_t hosts = most(barrier->hosts_in, barrier->rack_count);
+    const double traversals = scattered ? 1 : 2;
     for (uint32_t host = 0; host < barrier->host_count; host++) {
         const double mates = barrier->hosts_in[dss_topology_rack_of_host(barrier->topology, host)];
         *memory_of(barrier, host) = (barrier->workers_on[host] - 1) * barrier->bytes;
-        *nic_of(barrier, host) = (scattered ? (mates - 1) / mates : mates > 1) * barrier->bytes;
+        *nic_of(barrier, host) = traversals * (mates - 1) / mates * barrier->bytes;
     }
-    end_phase(barrier, hosts - 1, hosts > 1 ? DSS_LINK_NIC : DSS_LINK_MEMORY);
+    end_phase(barrier, traversals * (hosts - 1), hosts > 1 ? DSS_LINK_NIC : DSS_LINK_MEMORY);
 }
 
 /* Between racks; `through_all`: each host sends its part of the rack's bytes, else the rack's first worker's sends all. */

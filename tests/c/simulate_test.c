@@ -405,7 +405,7 @@ static double step_of_method(dss_method_t method, const dss_topology_t *topology
 static void exact_exchanges_take_what_their_formulas_say(void) {
     dss_topology_t *bed = make_bed();
     CHECK_NEAR(step_of_method(DSS_METHOD_RING, bed), 2 * 7.0 / 8 * uplink_s, 1e-9);
-    CHECK_NEAR(step_of_method(DSS_METHOD_LEADERS, bed), nic_s + uplink_s + nic_s, 1e-9);
+    CHECK_NEAR(step_of_method(DSS_METHOD_LEADERS, bed), 1.5 * nic_s + uplink_s + 1.5 * nic_s, 1e-9);
     CHECK_NEAR(step_of_method(DSS_METHOD_TWO_DIMENSIONAL, bed), 0.75 * nic_s + uplink_s + 0.75 * nic_s, 1e-9);
     CHECK_NEAR(step_of_method(DSS_METHOD_PARAMETER_SERVER, bed), 2 * 4 * uplink_s, 1e-9);
     dss_topology_destroy(bed);
