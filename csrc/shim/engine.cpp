@@ -318,24 +318,31 @@ dss_engine_stats_t Engine::stats() const {
     return stats;
 }
 
+std::pair<std::vector<uint64_t>, std::vector<uint64_t>> Engine::transfers() const {
+    std::pair<std::vector<uint64_t>, std::vector<uint64_t>> found{std::vector<uint64_t>(size()), std::vector<uint64_t>(size())};
+    dss_engine_transfers(engine_, found.first.data(), found.second.data());
+    return found;
+}
+
 std::string Engine::withFirstFailure(const std::string &text) const {
-    if (!store_) {
+    if (!store_ || *storeIsSilent_) {
         return text;
     }
     // On a thread of its own: the store may be what failed, and an error must not wait for it.
     auto promise = std::make_shared<std::promise<std::string>>();
     auto answer = promise->get_future();
-    std::thread([store = store_, text, promise] {
+    std::thread([store = store_, silent = storeIsSilent_, text, promise] {
         try {
-            promise->set_value(
-                store->compareSet(kFirstFailure, std::vector<uint8_t>(), std::vector<uint8_t>(text.begin(), text.end())).empty()
-                    ? text
-                    : store->get_to_str(kFirstFailure));
+            const bool isFirst =
+                store->compareSet(kFirstFailure, std::vector<uint8_t>(), std::vector<uint8_t>(text.begin(), text.end())).empty();
+            promise->set_value(isFirst ? text : store->get_to_str(kFirstFailure));
+            *silent = false;
         } catch (...) {
             promise->set_value(text);
         }
     }).detach();
     if (answer.wait_for(kStorePatience) != std::future_status::ready) {
+        *storeIsSilent_ = true; // many calls may fail one after another: only the first waits; until an answer comes after all
         return text;
     }
     const auto first = answer.get();

@@ -95,6 +95,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
     std::vector<uint32_t> hosts() const; // the lowest rank on the host of each rank
     dss_engine_stats_t stats() const;
+    // By rank: payload received and the nanoseconds in which it came.
+    std::pair<std::vector<uint64_t>, std::vector<uint64_t>> transfers() const;
     // The text of an error with what failed first in this group, if that was something else. Never throws; bounded in time.
     std::string withFirstFailure(const std::string &text) const;
 
@@ -103,6 +105,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     const std::shared_ptr<std::atomic<size_t>> posted_ = std::make_shared<std::atomic<size_t>>(0); // whose callbacks are not over
     const pid_t process_;                                                                          // a child has no such threads
     const c10::intrusive_ptr<c10d::Store> store_;
+    const std::shared_ptr<std::atomic<bool>> storeIsSilent_ = std::make_shared<std::atomic<bool>>(false); // it did not answer
 };
 
 } // namespace dssync
