@@ -77,6 +77,7 @@ struct dss_member {
     uint32_t index;        /* in the operation's list of members, this rank counted */
     bool opened;           /* its OPEN has come: it has posted the operation too */
     bool queued;           /* in the peer's list of senders */
+    bool measured;         /* counted in the peer's `busy` */
     bool eager;            /* sends before `opened`; counted in the peer's eager_sent until then */
     uint64_t send_goal[2]; /* bytes, by dss_phase_t */
     uint64_t sent[2];      /* taken by the stream */
@@ -199,6 +200,12 @@ struct dss_peer {
     dss_stream_t *stream; /* owned; READY only */
     dss_watch_t watch;
     dss_member_t *operations; /* unfinished ones with this peer */
+
+    /* what a link gives: time in which both sides had posted something and it was not over, and what came in it */
+    uint32_t busy; /* operations */
+    uint64_t busy_since_ns;
+    uint64_t transfer_ns;
+    uint64_t transfer_bytes;
 
     /* reading */
     bool in_frame;

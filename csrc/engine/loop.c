@@ -608,6 +608,15 @@ dss_status_t dss_engine_set_racks(dss_engine_t *engine, const uint32_t *rack_of,
     return status;
 }
 
+void dss_engine_transfers(dss_engine_t *engine, uint64_t *bytes, uint64_t *nanoseconds) {
+    dss_engine_lock(engine);
+    for (uint32_t i = 0; i < engine->identity.world_size; i++) {
+        bytes[i] = engine->peers[i].transfer_bytes;
+        nanoseconds[i] = engine->peers[i].transfer_ns;
+    }
+    dss_engine_unlock(engine);
+}
+
 void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p) {
     dss_engine_lock(engine);
     *stats_p = engine->stats;

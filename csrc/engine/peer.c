@@ -193,10 +193,30 @@ static void keep_rest(dss_peer_t *peer) {
     }
 }
 
+static void begin_measuring(dss_member_t *member) {
+    dss_peer_t *peer = member->peer;
+    if (is_finished(member))
+        return;
+    member->measured = true;
+    if (peer->busy++ == 0)
+        peer->busy_since_ns = dss_now_ns();
+}
+
+static void end_measuring(dss_member_t *member) {
+    dss_peer_t *peer = member->peer;
+    if (!member->measured)
+        return;
+    member->measured = false;
+    peer->transfer_bytes += member->received[DSS_PHASE_REDUCE] + member->received[DSS_PHASE_GATHER];
+    if (--peer->busy == 0)
+        peer->transfer_ns += dss_now_ns() - peer->busy_since_ns;
+}
+
 void dss_peer_forget(dss_member_t *member) {
     dss_peer_t *peer = member->peer;
     if (!peer || !member->previous_of_peer_p)
         return;
+    end_measuring(member);
     if (member->queued)
         unqueue(member);
     if (peer->reading == member)
@@ -326,6 +346,8 @@ static void end_frame(dss_peer_t *peer) {
     dss_bytes_release(&peer->rest);
     if (!member)
         return;
+    if (is_finished(member))
+        end_measuring(member);
     dss_peer_queue(member);
     dss_operation_check(member->operation);
 }
@@ -442,6 +464,7 @@ void dss_member_open(dss_member_t *member, const dss_signature_t *theirs) {
         dss_operation_mismatch(member->operation, member->peer, theirs);
         return;
     }
+    begin_measuring(member);
     dss_peer_queue(member);
     dss_operation_check(member->operation);
 }
@@ -637,6 +660,8 @@ static bool read_padding(dss_peer_t *peer) {
 
 /* The payload is complete; its padding may be still to come. */
 static void end_payload(dss_peer_t *peer) {
+    if (peer->reading && is_finished(peer->reading))
+        end_measuring(peer->reading);
     if (peer->reading)
         dss_operation_check(peer->reading->operation);
     peer->reading = NULL;

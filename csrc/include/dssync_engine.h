@@ -79,6 +79,10 @@ typedef struct dss_engine_stats {
 
 DSS_API void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p);
 
+/* What the link to each peer has given since the start: by rank, payload received and the time in which it came, that is, in which
+ * both sides had posted an operation and it was not over. Waiting for a peer to post is not in it. */
+DSS_API void dss_engine_transfers(dss_engine_t *engine, uint64_t *bytes, uint64_t *nanoseconds);
+
 /* ---- operations --------------------------------------------------------------------------------------------------------- */
 
 typedef enum dss_operation_kind {

@@ -216,6 +216,7 @@ void bindShim(py::module_ &m) {
              py::call_guard<py::gil_scoped_release>())
         .def("set_racks", &Engine::setRacks, py::arg("rack_of"))
         .def("abort", &Engine::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>())
+        .def("transfers", &Engine::transfers)
         .def("stats", &engineStats);
 
     py::enum_<Crossing>(m, "Crossing")
