@@ -150,7 +150,7 @@ class Engine:
 
     def set_racks(self, rack_of: Sequence[int]) -> None: ...  # before anything is posted; the same on all ranks
     def abort(self, reason: str) -> None: ...
-    def transfers(self) -> tuple[list[int], list[int]]: ...  # by rank: payload bytes received, and the nanoseconds in which they came
+    def transfers(self) -> tuple[list[int], list[int]]: ...  # by rank: payload bytes received, nanoseconds in which they came
     def stats(self) -> dict[str, int]: ...
     """bytes_sent and bytes_received (headers counted), operations, and peers by how they are connected: shm_peers, tcp_peers,
     unix_peers (of this host, without shared memory), lost_peers."""

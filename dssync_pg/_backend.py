@@ -24,6 +24,8 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from . import _C
 from ._agreement import agree_on_options, agree_on_plan, exchange, meeting_place
+from ._contention import Contention, Judge
+from ._contention import place as contention_place
 from ._native import describe_engine, make_engine
 from ._topology_source import find as find_topology
 from .options import Options
@@ -138,6 +140,15 @@ class Group:
             self.label,
             lambda: make_plan(self.options, self.world_size, self.topology, model_bytes),
         )
+
+    def sense_contention(self, name: str, plan: Plan, model_bytes: int) -> Contention | None:
+        """For averages of so many bytes by `plan`; None where nothing could be learnt or changed."""
+        topology, every = self.topology, self.options.replan_steps
+        if topology is None or self.engine is None or not isinstance(every, int) or isinstance(self.options.plan, Plan):
+            return None
+        judge = Judge(topology, plan, lambda now: make_plan(self.options, self.world_size, now, model_bytes), model_bytes)
+        stores = [contention_place(_own_connection(self.store), name) for _ in range(2)]
+        return Contention(self.rank, self.world_size, every, stores[0], stores[1], self.engine, judge)
 
     def next_sync_index(self) -> int:
         """Numbers the syncs of this group, the same on every rank as long as all make them in the same order."""

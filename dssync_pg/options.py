@@ -105,6 +105,7 @@ _FIELDS: dict[str, _Field] = {
     "all_reduce": _word("avg", "exact"),
     "min_bytes": _integer(0, (1 << 63) - 1, 1024),
     "auto_attach": _boolean(True),
+    "replan_steps": _integer(10, 1 << 31, 50, or_word="never"),
     "engine": _word("auto", "native", "gloo"),
     "transport": _word("auto", "shm", "tcp"),
 }
@@ -142,6 +143,8 @@ class Options:
     """AVG all_reduces of tensors smaller than this are exact. Default 1024 bytes."""
     auto_attach: bool = _UNSET
     """Whether DDP models on the group average their parameters by themselves. Default True."""
+    replan_steps: int | Literal["never"] = _UNSET
+    """So often, where the topology is known, rank 0 looks whether links have become slower or faster and plans anew. Default 50."""
     engine: Literal["auto", "native", "gloo"] = _UNSET
     """What carries averages, all_reduces and barriers: "native" (shared memory and TCP, in C), or "gloo"; "auto" is native where
     every rank can have it."""

@@ -33,6 +33,7 @@ from ._optimizer_state import has_second_moment, is_known, state_tensors, zeros_
 
 if TYPE_CHECKING:
     from ._backend import Group
+    from ._contention import Contention
     from .plan import Plan
 
 logger = logging.getLogger("dssync_pg")
@@ -142,6 +143,7 @@ class Sync:
         self._seconds = 0.0
         self._warned: set[str] = set()
         self._plans = 0
+        self._contention: Contention | None = None
         self._averager = group.make_averager(f"sync{index}")
 
     # ---- what people use --------------------------------------------------------------------------------------------
@@ -204,7 +206,8 @@ class Sync:
 
         step: averages launched; exact_steps: of them exact; plan, period, group_size, contraction: the plan in use and its rho;
         stripes, bytes_averaged_per_step; launched_by: what launched the averages ("optimizer step", "next forward", ...); seconds:
-        time this rank's program stood waiting for averages; averager: what the engine counted (bytes_sent, groups formed, ...).
+        time this rank's program stood waiting for averages; delay, plan_changes: steps by which crossings are late, and plans made
+        anew since links changed; averager: what the engine counted (bytes_sent, groups formed, ...).
         """
         layout = self._layout_cache
         return {
@@ -216,6 +219,7 @@ class Sync:
             "group_size": self._plan.max_group_size,
             "contraction": self._plan.contraction(),
             "delay": self._plan.delay,
+            "plan_changes": self._contention.changes if self._contention is not None else 0,
             "average_state": self._group.options.average_state,
             "engine": "gloo" if self._group.engine is None else "native",
             "peers": connected(self._group.engine),
@@ -330,6 +334,10 @@ class Sync:
         if self.phase is Phase.IDLE:
             self._only_suppressed_backward = True
 
+    def sense_contention(self) -> None:
+        """From now on plans are made anew when links change."""
+        self._contention = self._group.sense_contention(self.name, self.plan, self.bytes)
+
     def use_plan(self, plan: Plan) -> None:
         """Averages by `plan` from the next step on. The same call at the same step on every rank."""
         if plan.core.hash == self._plan.hash:
@@ -346,6 +354,8 @@ class Sync:
         """Takes the averager down; every later use is an error. training.release() takes the hooks off."""
         self._closed = True
         self.phase = Phase.IDLE
+        if self._contention is not None:
+            self._contention.close()
         self._averager.shutdown()
 
     # ---- launching ------------------------------------------------------------------------------------------------------
@@ -381,6 +391,9 @@ class Sync:
         # Averages inside a rack and what is added to all of it change places freely: so late, a crossing has one more step to hide.
         if self._step > self._plan.delay:
             self._settle(self._step - 1 - self._plan.delay)
+        plan = self._contention.step_done(self._step) if self._contention is not None else None
+        if plan is not None:
+            self.use_plan(plan)
 
     def _exact(self, views: Sequence[Tensor], what: str) -> None:
         """The exact mean over all ranks of `views`, in place."""

@@ -177,6 +177,7 @@ def _attach(module: nn.Module, find: Callable[[], Sequence[Optimizer]], group: G
             _install(module, binding, made)
             for sync in made:
                 _announce(sync, where)
+                sync.sense_contention()
         return made
     for sync in made:
         if sync not in _hooks_of:
