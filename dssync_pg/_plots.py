@@ -30,6 +30,7 @@ _PLAN_COLORS = ("#d1495b", "#3b6fb6", "#2e933c", "#e08e1b")
 _MOST_ROUNDS = 16
 _MOST_DOTS = 64  # workers that are drawn one by one
 _MOST_LABELS = 24
+_MOST_LEVEL_LABELS = 14  # more of them do not fit beside each other
 
 
 def _save(figure: Figure, path: str) -> None:
@@ -191,7 +192,8 @@ def _draw_loads(axes: Axes, topology: Topology, plan: Plan, model_bytes: int, st
         axes.bar(xs, upper, bottom=lower, color=_CROSSING, width=0.72, label="crossing rounds, also what they send inside racks")
     if len(names) <= _MOST_LABELS:
         for x, low, high, count in zip(xs, lower, upper, bytes_of, strict=True):
-            axes.text(x, low + high, format_bytes(count), ha="center", va="bottom", fontsize=7)
+            upright = 90 if len(names) > _MOST_LEVEL_LABELS else 0
+            axes.text(x, low + high, f" {format_bytes(count)}", ha="center", va="bottom", fontsize=7, rotation=upright)
         axes.set_xticks(
             list(xs), names, fontsize=8, rotation=0 if len(names) <= 10 else 40, ha="center" if len(names) <= 10 else "right"
         )
@@ -201,7 +203,7 @@ def _draw_loads(axes: Axes, topology: Topology, plan: Plan, model_bytes: int, st
         axes.axhline(step_s, color="#444444", linewidth=1, linestyle="--", label=f"a step: {format_seconds(step_s)}")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_seconds(value)))
     axes.set_ylabel("time to send a step's bytes" if timed else "MiB a step")
-    axes.margins(y=0.1)
+    axes.margins(y=0.22 if _MOST_LEVEL_LABELS < len(names) <= _MOST_LABELS else 0.1)
     axes.set_title("Load of each link in a step, the busier direction", fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
     _strip(axes)

@@ -12,7 +12,7 @@
 
 #include "dssync.h"
 
-/* Links in one row: the memory of each host, the NIC of each host, the uplink of each rack. */
+/* Workers that wait for each other. Links are numbered in one row: the memory of each host, the NIC of each host, the uplinks. */
 typedef struct dss_part {
     uint32_t member_count;
     uint32_t link_count;
