@@ -23,6 +23,9 @@ from ._probe_racks import Pair, Round
 Exchange: TypeAlias = Callable[[Any], list[Any]]
 """Gives every rank's value (what JSON knows), by rank, to every rank."""
 
+Profile: TypeAlias = list[float]
+"""Of a flow: how long it lasted, and the bytes sent until each sixteenth of that."""
+
 WIRE_OVERHEAD = 1514 / 1448
 """DSS_WIRE_OVERHEAD of csrc/include/dssync.h."""
 _WARM_UP = 0.3
@@ -32,16 +35,16 @@ _PIECE_S = 0.010
 _FIRST_BYTES, _MEMORY_FIRST_BYTES = 64 << 10, 4 << 20
 _MEMORY_S, _MEMORY_BYTES = 0.1, 1 << 30
 _LEAST_PIECES = 4
+_PROFILE = 16
+_ALIKE = 0.5
 _MOST_LANES = 4
 _PINGS = 30
 _STOP, _GROW = 0, 1  # where in a piece the wishes are
 _SEQUENCES = 1 << 16  # of a flow
 
 
-def timed_flow(
-    average: Callable[[torch.Tensor], None], seconds: float, most_bytes: float, first_bytes: int
-) -> tuple[float, int, int]:
-    """One end's view of a flow: bits of payload a second once warm, bytes sent, and pieces.
+def timed_flow(average: Callable[[torch.Tensor], None], seconds: float, most_bytes: float, first_bytes: int) -> Profile:
+    """One end of a flow.
 
     average: of a piece with the other end's.
     """
@@ -61,10 +64,34 @@ def timed_flow(
         if piece[_GROW] == 1:  # both want to
             elements *= 2
             piece = torch.empty(elements).fill_(0)
-    (start, _), (end, sent) = marks[0], marks[-1]
-    warm = start + _WARM_UP * (end - start)
-    since, before = next(mark for mark in marks if mark[0] >= warm or mark is marks[-2])
-    return 8 * (sent - before) / max(end - since, 1e-9), sent, len(marks) - 1
+    start, (end, sent) = marks[0][0], marks[-1]
+    profile, at = [end - start], 0
+    for number in range(_PROFILE + 1):  # evenly within a piece
+        moment = start + (end - start) * number / _PROFILE
+        while at < len(marks) - 2 and marks[at + 1][0] < moment:
+            at += 1
+        (since, before), (until, after) = marks[at], marks[at + 1]
+        profile.append(before + (after - before) * (moment - since) / max(until - since, 1e-9))
+    return profile
+
+
+def rates_of(profiles: Sequence[Profile]) -> list[float]:
+    """Bits a second, once warm, of flows that began at once.
+
+    Flows that last about equally long count over the same time: what one of them misses then is what another got.
+    """
+    rates = []
+    for own in profiles:
+        end = min(other[0] for other in profiles if other[0] >= _ALIKE * own[0])
+        begin = _WARM_UP * end
+        rates.append(8 * (_bytes_at(own, end) - _bytes_at(own, begin)) / max(end - begin, 1e-9))
+    return rates
+
+
+def _bytes_at(profile: Profile, elapsed: float) -> float:
+    place = min(_PROFILE * elapsed / max(profile[0], 1e-9), _PROFILE - 1e-9)
+    before, after = profile[1 + int(place)], profile[2 + int(place)]
+    return before + (after - before) * (place - int(place))
 
 
 class Flows:
@@ -90,15 +117,17 @@ class Flows:
     def run(self, rounds: Sequence[Sequence[Pair]], seconds: float, most_bytes: float) -> None:
         """Rounds one after the other, in each a flow between the hosts of each pair, so long or until a host has sent so much."""
         mine = [self._round(pairs, seconds, most_bytes) for pairs in rounds]
-        of_rank = self._exchange(mine)
+        of_rank: list[list[Profile]] = self._exchange(mine)
         self.measured = []
         for number, pairs in enumerate(rounds):
+            ends = [[of_rank[lane[host]][number] for lane in self._lanes for host in pair] for pair in pairs]
+            found = rates_of([end for flow in ends for end in flow])
             rates: Round = {}
-            for a, b in pairs:
-                ends = [of_rank[lane[host]][number] for lane in self._lanes for host in (a, b)]
-                rates[a, b] = WIRE_OVERHEAD * sum(rate for rate, _ in ends) / 2
-                for host in (a, b):
-                    self.sent_of[host] += WIRE_OVERHEAD * sum(of_rank[lane[host]][number][1] for lane in self._lanes)
+            for index, pair in enumerate(pairs):
+                width = len(ends[index])
+                rates[pair[0], pair[1]] = WIRE_OVERHEAD * sum(found[index * width : (index + 1) * width]) / 2
+                for host in pair:
+                    self.sent_of[host] += WIRE_OVERHEAD * sum(end[-1] for end in ends[index]) / 2
             self.measured.append(rates)
 
     def latencies(self, labels: Sequence[int]) -> tuple[float, float]:
@@ -120,8 +149,8 @@ class Flows:
         pairs = [pair for pairs in of_host for pair in pairs]
         if not pairs:
             return 0.0, 0.0
-        found = self._exchange(self._flow(pairs, _MEMORY_S, _MEMORY_BYTES, _MEMORY_FIRST_BYTES)[0])
-        rate = statistics.median(2 * sum(found[a] for a, _ in pairs) for pairs in of_host if pairs)
+        profiles = self._exchange(self._flow(pairs, _MEMORY_S, _MEMORY_BYTES, _MEMORY_FIRST_BYTES))
+        rate = statistics.median(2 * sum(rates_of([profiles[a] for a, _ in pairs])) for pairs in of_host if pairs)
         return rate, self._latency(pairs) / 2
 
     # ---- inside
@@ -129,23 +158,22 @@ class Flows:
     def _ranks(self, pairs: Sequence[Pair], lane: Sequence[int]) -> list[Pair]:
         return [(min(lane[a], lane[b]), max(lane[a], lane[b])) for a, b in pairs]
 
-    def _round(self, pairs: Sequence[Pair], seconds: float, most_bytes: float) -> tuple[float, int]:
+    def _round(self, pairs: Sequence[Pair], seconds: float, most_bytes: float) -> Profile:
         ranks = [pair for lane in self._lanes for pair in self._ranks(pairs, lane)]
         return self._flow(ranks, seconds, most_bytes / len(self._lanes), _FIRST_BYTES)
 
-    def _flow(self, pairs: Sequence[Pair], seconds: float, most_bytes: float, first_bytes: int) -> tuple[float, int]:
-        """Between ranks; this rank's rate and bytes, both 0 where it has no part."""
+    def _flow(self, pairs: Sequence[Pair], seconds: float, most_bytes: float, first_bytes: int) -> Profile:
+        """Between ranks; empty where this one has no part."""
         pair, sequence = self._begin(pairs)
         if pair is None:
-            return 0.0, 0
+            return []
 
         def average(piece: torch.Tensor) -> None:
             nonlocal sequence
             sequence += 1
             self._engine.average(piece, pair, sequence, self._timeout)
 
-        rate, sent, _ = timed_flow(average, seconds, most_bytes, first_bytes)
-        return rate, sent
+        return timed_flow(average, seconds, most_bytes, first_bytes)
 
     def _latency(self, pairs: Sequence[Pair]) -> float:
         pair, sequence = self._begin(pairs)

@@ -2,8 +2,8 @@
 
 A round is a set of flows between disjoint pairs of hosts, all at once. A flow alone is as fast as the slower of its two NICs; what
 it loses beside others, it loses on a link that it shares with them. So racks are a partition of the hosts under which every loss is
-explained: the flow crosses, and one of the two uplinks that it takes is as full in that round as it ever gets. The partition with
-the fewest racks that explains the losses is searched by descent from several starts, all candidates of a step at once.
+explained: the flow crosses, and one of the two uplinks that it takes has no more room for it, as far as was ever seen. The
+partition with the fewest racks that explains the losses is searched by descent from several starts, all next steps at once.
 
 What a search knows decides which pairs to try next: the hypothesis at hand is tested where it could fail, with every host crossing
 (a host that is in truth at home gets too much then) and with every host at home (one that is in truth away loses).
@@ -30,13 +30,18 @@ LOST = 0.12
 """Of its rate a flow may miss so much by chance."""
 _FULL = 0.85
 """A link that carries this share of the most it was ever seen to carry is full; a flow of this share of the best is as good."""
-_RACK_COST = 1.5
-_RACK_SHARE = 0.03
-"""What another rack has to explain, in whole flows lost, and as a share of all losses: or chance would make racks."""
+_RACK_COST = 1.0
+_RACK_SHARE = 0.15
+"""What another rack has to explain, in whole flows lost, and as a share of a host's losses: or chance would make racks."""
+_GUESS_COST = 0.1
+"""The same for racks that are only worth a test."""
+_DOUBT = 0.03
+_ENOUGH_ROUNDS = 28
+"""So long racks are tested that leave this share of the losses unexplained."""
 _EXPLAINED = 0.6
 """Of the losses racks have to explain, or they are none."""
-_SWAP_UP_TO = 24
-_STARTS = 4
+_FEW = 24
+_STARTS, _STARTS_OF_MANY = 4, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +64,23 @@ class Fit:
         return len(self.uplinks)
 
 
-def fit(rounds: Sequence[Round], host_count: int, hint: Sequence[int] = ()) -> Fit:
-    """The racks and rates that explain the rounds. hint: labels that are likely. The same on every machine for the same rounds."""
+def fit(rounds: Sequence[Round], host_count: int, hint: Sequence[int] = (), guess: bool = False) -> Fit:
+    """The racks and rates that explain the rounds.
+
+    hint: labels that are likely. guess: racks that need not be there but are worth a test.
+    """
     flat = (0,) * host_count
     if not any(rounds):
         return Fit(flat, (math.inf,) * host_count, (math.inf,), 0.0, 0.0)
     nics = nic_rates(rounds, host_count)
     flows = _Flows(rounds, nics)
     total = flows.total
-    penalty = _RACK_COST + _RACK_SHARE * total
+    penalty = _GUESS_COST if guess else _RACK_COST + _RACK_SHARE * total / host_count
     labels = flat
     if total > penalty:
         labels = _search(flows, host_count, penalty, hint)
     left = flows.unexplained(torch.tensor([labels])).item()
-    if left > (1 - _EXPLAINED) * total:
+    if left > (1 - _EXPLAINED) * total and not guess:
         labels, left = flat, total
     uplinks = tuple(flows.uplink(labels, rack, nics) for rack in range(max(labels) + 1))
     return Fit(labels, tuple(nics), uplinks, flows.share, left / total if total else 0.0)
@@ -97,8 +105,8 @@ class _Flows:
         self.b = torch.tensor([[pair[1] for pair, _ in row] for row in rows], dtype=torch.long).reshape(len(rows), width)
         self.rate = torch.tensor([[rate for _, rate in row] for row in rows], dtype=torch.float64).reshape(len(rows), width)
         alone = torch.tensor(nics, dtype=torch.float64)
-        fair = torch.minimum(alone[self.a], alone[self.b])
-        lost = torch.where(self.a != self.b, 1 - self.rate / fair, 0.0).clamp(min=0)
+        self.fair = torch.minimum(alone[self.a], alone[self.b])
+        lost = torch.where(self.a != self.b, 1 - self.rate / self.fair, 0.0).clamp(min=0)
         self.loss = (lost - LOST).clamp(min=0)
         self.share = lost.mean().item() if lost.numel() else 0.0
         self.total = self.loss.sum().item()
@@ -115,8 +123,9 @@ class _Flows:
     def unexplained(self, labels: Tensor) -> Tensor:
         """Losses that the racks of each candidate do not explain, in whole flows."""
         a, b, crosses, load = self.crossing(labels)
-        full = load >= _FULL * load.amax(1, keepdim=True)
-        return (self.loss * ~(crosses & (full.gather(2, a) | full.gather(2, b)))).sum((1, 2))
+        room = load.amax(1, keepdim=True) - load
+        room = torch.minimum(room.gather(2, a), room.gather(2, b)) / self.fair - LOST
+        return torch.where(crosses, torch.minimum(self.loss, room.clamp(min=0)), self.loss).sum((1, 2))
 
     def uplink(self, labels: Sequence[int], rack: int, nics: Sequence[float]) -> float:
         """The middle of its loads where it was full and flows lost on it."""
@@ -133,7 +142,7 @@ def _search(flows: _Flows, host_count: int, penalty: float, hint: Sequence[int])
         return (flows.unexplained(torch.tensor(candidates)) + penalty * racks).tolist()
 
     starts = list(dict.fromkeys(_numbered(start) for start in _starts(flows, host_count, hint)))
-    best_first = sorted(zip(costs(starts), starts, strict=True))[:_STARTS]
+    best_first = sorted(zip(costs(starts), starts, strict=True))[: _STARTS if host_count <= _FEW else _STARTS_OF_MANY]
     found: list[tuple[float, tuple[int, ...]]] = []
     for cost, labels in best_first:
         while True:
@@ -186,7 +195,7 @@ def _neighbours(labels: tuple[int, ...]) -> Iterator[list[int]]:
             yield [*labels[:host], rack, *labels[host + 1 :]]
     for into, gone in itertools.combinations(range(count), 2):
         yield [into if rack == gone else rack for rack in labels]
-    if len(labels) <= _SWAP_UP_TO:
+    if len(labels) <= _FEW:
         for a, b in itertools.combinations(range(len(labels)), 2):
             if labels[a] != labels[b]:
                 swapped = list(labels)
@@ -214,6 +223,7 @@ class Search:
         self._chance = random.Random(host_count)
         self._opening = self._make_opening()
         self._tested = False
+        self._guess = self.fit.labels
 
     def next_rounds(self, count: int) -> list[list[Pair]]:
         """Pairs of disjoint hosts for so many rounds, or a few less."""
@@ -229,8 +239,12 @@ class Search:
         self.rounds += rounds
         if self._opening:
             return
-        before, self.fit = self.fit.labels, fit(self.rounds, self.host_count, self.fit.labels)
-        self.settled = self._tested and before == self.fit.labels
+        before, self.fit = self.fit.labels, fit(self.rounds, self.host_count, self._guess)
+        self.settled = self._tested and before == self.fit.labels and (self.fit.unexplained < _DOUBT or self.fit.rack_count == 1)
+        self.settled |= len(self.rounds) >= _ENOUGH_ROUNDS
+        self._guess = self.fit.labels
+        if self.fit.rack_count == 1:
+            self._guess = fit(self.rounds, self.host_count, self._guess, guess=True).labels
 
     def _make_opening(self) -> list[list[Pair]]:
         count = self.host_count
@@ -262,20 +276,20 @@ class Search:
 
     def _across(self) -> list[Pair]:
         """As many as can be between racks."""
-        if self.fit.rack_count == 1:
+        if max(self._guess) == 0:
             return self._by_chance()
-        order = sorted(self._shuffled(), key=lambda host: self.fit.labels[host])  # sorted() keeps the chance within a rack
+        order = sorted(self._shuffled(), key=lambda host: self._guess[host])  # sorted() keeps the chance within a rack
         if self.host_count % 2:  # one of the largest rack stays out
-            largest = max(self.fit.labels, key=self.fit.labels.count)
-            order.remove(next(host for host in order if self.fit.labels[host] == largest))
+            largest = max(self._guess, key=self._guess.count)
+            order.remove(next(host for host in order if self._guess[host] == largest))
         return self._paired(order, len(order) // 2)
 
     def _at_home(self) -> list[Pair]:
         """All inside racks, but for what is left over of odd ones, which stays out."""
-        if self.fit.rack_count == 1:
+        if max(self._guess) == 0:
             return self._by_chance()
         pairs = []
-        for rack in range(self.fit.rack_count):
-            hosts = [host for host in self._shuffled() if self.fit.labels[host] == rack]
+        for rack in range(max(self._guess) + 1):
+            hosts = [host for host in self._shuffled() if self._guess[host] == rack]
             pairs += self._paired(hosts, len(hosts) // 2)
         return pairs or self._by_chance()

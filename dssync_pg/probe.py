@@ -29,7 +29,8 @@ logger = logging.getLogger("dssync_pg")
 MAX_SECONDS = 10.0
 MAX_BYTES = 256 << 20
 
-_FLOW_S = 0.15
+_FLOW_S = 0.4
+"""Longer than the 0.2 s that TCP waits after it has lost the last of its packets."""
 _BATCH = 4
 """Rounds between two meetings of all ranks."""
 _USUAL_ROUNDS = 24
@@ -100,7 +101,7 @@ def _orders(search: Search, flows: Flows, taken: float, max_seconds: float, max_
     late = done > 0 and (taken * (1 + _BATCH / done) > max_seconds or spent * (1 + 1 / done) > max_bytes)
     return {
         "rounds": [] if search.settled or late else search.next_rounds(_BATCH),
-        "seconds": min(_FLOW_S, max_seconds / _USUAL_ROUNDS),
+        "seconds": min(_FLOW_S, 0.8 * max_seconds / _USUAL_ROUNDS),
         "bytes": (max_bytes - spent) / max(8, _USUAL_ROUNDS - done),
     }
 
