@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import _get_default_store as default_sto
 
 from dssync_pg import Options
 
-PROMPT = 2.0
+PROMPT = 5.0
 """Seconds from a kill to the error. It takes milliseconds where processors are free and must take less than one second; the tests
 share two processors with whatever else runs there."""
 

@@ -161,7 +161,6 @@ def test_the_interpreter_ends_without_destroy(pending):
         assert outcome.ok, outcome
 
 
-
 def exits_while_a_callback_runs(rank, world_size):
     if rank == 1:
         rank_store().wait(["posted"])

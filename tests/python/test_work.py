@@ -231,7 +231,7 @@ def test_a_dead_peer_is_an_error_that_says_what_was_going_on(engine):
     if engine == "native":
         assert "dssync: all_reduce call 1 of the default group (all_reduce sum of 1048576 x float32 over 2 ranks) failed" in text
         assert re.search(r"on rank 0 of 2, phase transfer: rank 1 \(127\.0\.0\.1:\d+, shm\) is gone: its process has ended", text)
-        assert seconds < 2
+        assert seconds < 5  # the C tests look closer, where no interpreter and store are in between
         return
     assert "dssync: all_reduce #" in text and "on rank 0 of 2 (default group), float32[1048576], phase transfer: " in text
     assert text.endswith("A peer ended or lost its connection: the first error in its log says why.") and seconds < 20
