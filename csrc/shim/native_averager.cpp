@@ -29,8 +29,6 @@ struct PendingCrossing {
     std::shared_ptr<const DelayedCrossing> posted;
 };
 
-constexpr uint32_t kCrossingBit = 0x80; // of a key's part: beside the average inside the rack
-
 double bytesOf(const Tensors &tensors) {
     double bytes = 0;
     for (const auto &tensor : tensors) {
@@ -91,13 +89,14 @@ std::vector<Tensors> byDtype(const Tensors &tensors) {
 struct NativeAverager::State {
     State(std::string name_, std::shared_ptr<Engine> engine_, PlanHandle plan_, std::chrono::milliseconds timeout_)
         : name(std::move(name_)), channel(dss_hash(name.data(), name.size(), dss_hash("average", 7, 0))),
-          engine(std::move(engine_)), plan(std::move(plan_)),
-          label(std::make_shared<GroupLabel>(
-              GroupLabel{static_cast<int>(engine->rank()), static_cast<int>(engine->size()), "averages of " + name})),
+          crossingChannel(dss_hash(name.data(), name.size(), dss_hash("crossing", 8, 0))), engine(std::move(engine_)),
+          plan(std::move(plan_)), label(std::make_shared<GroupLabel>(GroupLabel{
+                                      static_cast<int>(engine->rank()), static_cast<int>(engine->size()), "averages of " + name})),
           timeout(timeout_) {}
 
     const std::string name;
     const uint64_t channel;
+    const uint64_t crossingChannel; // crossings are still under way when the last average is done: their end is no failure of that
     const std::shared_ptr<Engine> engine;
     const PlanHandle plan;
     const std::shared_ptr<const GroupLabel> label;
@@ -233,7 +232,7 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                         tensor = staged->back().host;
                     }
                 }
-                const uint32_t bucket = (part.round & 0xffffffu) << 8 | (numbers[part.round]++ & (kCrossingBit - 1));
+                const uint32_t bucket = (part.round & 0xffffffu) << 8 | (numbers[part.round]++ & 0xffu);
                 const double size = static_cast<double>(rack.size());
                 double sent = 2 * (size - 1) / size;
                 if (size > 1) {
@@ -244,7 +243,7 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                     crossings->push_back({step,
                                           {DSS_OPERATION_CROSSING,
                                            DSS_SUM,
-                                           {state_->channel, sequence, bucket | kCrossingBit, 0},
+                                           {state_->crossingChannel, sequence, bucket, 0},
                                            members,
                                            tensors,
                                            shapes},
@@ -319,7 +318,9 @@ void NativeAverager::shutdown(bool abort) {
         state_->crossings.clear();
     }
     queue.reset(); // what waits in it is dropped
-    state_->engine->closeChannel(state_->channel, "the averager has been shut down");
+    for (const uint64_t channel : {state_->channel, state_->crossingChannel}) {
+        state_->engine->closeChannel(channel, "the averager has been shut down");
+    }
 }
 
 void NativeAverager::setTimeout(std::chrono::milliseconds timeout) {
