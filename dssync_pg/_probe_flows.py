@@ -62,7 +62,7 @@ def timed_flow(average: Callable[[torch.Tensor], None], seconds: float, most_byt
         if piece[_STOP] > 0:  # either wants to
             break
         if piece[_GROW] == 1:  # both want to
-            elements *= 2
+            elements, took = 2 * elements, math.inf
             piece = torch.empty(elements).fill_(0)
     start, (end, sent) = marks[0][0], marks[-1]
     profile, at = [end - start], 0

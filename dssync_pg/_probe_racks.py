@@ -82,7 +82,7 @@ def fit(rounds: Sequence[Round], host_count: int, hint: Sequence[int] = (), gues
     left = flows.unexplained(torch.tensor([labels])).item()
     if left > (1 - _EXPLAINED) * total and not guess:
         labels, left = flat, total
-    uplinks = tuple(flows.uplink(labels, rack, nics) for rack in range(max(labels) + 1))
+    uplinks = tuple(flows.uplink(labels, rack) for rack in range(max(labels) + 1))
     return Fit(labels, tuple(nics), uplinks, flows.share, left / total if total else 0.0)
 
 
@@ -127,13 +127,13 @@ class _Flows:
         room = torch.minimum(room.gather(2, a), room.gather(2, b)) / self.fair - LOST
         return torch.where(crosses, torch.minimum(self.loss, room.clamp(min=0)), self.loss).sum((1, 2))
 
-    def uplink(self, labels: Sequence[int], rack: int, nics: Sequence[float]) -> float:
-        """The middle of its loads where it was full and flows lost on it."""
+    def uplink(self, labels: Sequence[int], rack: int) -> float:
+        """The upper quartile of its loads where flows lost on it, or, at times, on their other uplink when it was nearly full."""
         a, b, crosses, load = (of[0] for of in self.crossing(torch.tensor([labels])))
         lossy = (((a == rack) | (b == rack)) & crosses & (self.loss > 0)).any(1)
         loads = load[:, rack][lossy].tolist()
-        full = [each for each in loads if each >= _FULL * max(loads)]
-        return statistics.median(full) if full else math.inf
+        full = sorted(each for each in loads if each >= _FULL * max(loads))
+        return full[(3 * len(full) - 3) // 4] if full else math.inf
 
 
 def _search(flows: _Flows, host_count: int, penalty: float, hint: Sequence[int]) -> tuple[int, ...]:
