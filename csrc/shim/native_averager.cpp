@@ -14,6 +14,7 @@ namespace dssync {
 namespace {
 
 constexpr unsigned kRepeatBits = 16;
+constexpr unsigned kEpochShift = 56;
 
 struct Staged {
     at::Tensor original;
@@ -89,14 +90,13 @@ std::vector<Tensors> byDtype(const Tensors &tensors) {
 struct NativeAverager::State {
     State(std::string name_, std::shared_ptr<Engine> engine_, PlanHandle plan_, std::chrono::milliseconds timeout_)
         : name(std::move(name_)), channel(dss_hash(name.data(), name.size(), dss_hash("average", 7, 0))),
-          crossingChannel(dss_hash(name.data(), name.size(), dss_hash("crossing", 8, 0))), engine(std::move(engine_)),
-          plan(std::move(plan_)), label(std::make_shared<GroupLabel>(GroupLabel{
-                                      static_cast<int>(engine->rank()), static_cast<int>(engine->size()), "averages of " + name})),
+          engine(std::move(engine_)), plan(std::move(plan_)),
+          label(std::make_shared<GroupLabel>(
+              GroupLabel{static_cast<int>(engine->rank()), static_cast<int>(engine->size()), "averages of " + name})),
           timeout(timeout_) {}
 
     const std::string name;
     const uint64_t channel;
-    const uint64_t crossingChannel; // crossings are still under way when the last average is done: their end is no failure of that
     const std::shared_ptr<Engine> engine;
     const PlanHandle plan;
     const std::shared_ptr<const GroupLabel> label;
@@ -111,6 +111,7 @@ struct NativeAverager::State {
     size_t underWay = 0;
     std::deque<PendingCrossing> crossings; // posted ones, in the order of their launches
     uint64_t repeats = 0;                  // launches of the last step that came before its latest one
+    uint64_t epoch = 0;                    // steps may be done again, while other ranks still hold crossings of the first time
     AveragerStats stats;
 
     // Before the work completes: who sees its outcome must find it counted, and nothing more launched after a failure.
@@ -177,7 +178,7 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
             // A step is launched more than once, and a fast rank may be at the second while another is at the first.
             state_->repeats = state_->stats.lastStep == step ? state_->repeats + 1 : 0;
             state_->stats.lastStep = step;
-            sequence = step << kRepeatBits | (state_->repeats & ((uint64_t{1} << kRepeatBits) - 1));
+            sequence = state_->epoch << kEpochShift | step << kRepeatBits | (state_->repeats & ((uint64_t{1} << kRepeatBits) - 1));
         }
         queue = state_->queue;
         timeout = state_->timeout;
@@ -239,11 +240,11 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                     operations.push_back(
                         {DSS_OPERATION_AVERAGE, DSS_SUM, {state_->channel, sequence, bucket, 0}, rack, tensors, shapes});
                 }
-                if (rack.size() < members.size()) {
+                if (rack.size() < members.size()) { // a channel a step: crossings that nobody waits for any more may fail alone
                     crossings->push_back({step,
                                           {DSS_OPERATION_CROSSING,
                                            DSS_SUM,
-                                           {state_->crossingChannel, sequence, bucket, 0},
+                                           {dss_hash(&step, sizeof(step), state_->channel), sequence, bucket, 0},
                                            members,
                                            tensors,
                                            shapes},
@@ -284,12 +285,14 @@ void NativeAverager::settle(uint64_t step, bool discard) {
         {
             std::lock_guard<std::mutex> lock(state_->mutex);
             if (state_->crossings.empty() || state_->crossings.front().step > step) {
+                state_->epoch += discard ? 1 : 0;
                 return;
             }
             next = std::move(state_->crossings.front());
             state_->crossings.pop_front();
         }
         if (discard) {
+            (void)next->posted->isOverWithin(kNoTimeout);
             continue;
         }
         const auto since = std::chrono::steady_clock::now();
@@ -305,6 +308,7 @@ void NativeAverager::settle(uint64_t step, bool discard) {
 
 void NativeAverager::shutdown(bool abort) {
     GilReleased released;
+    std::vector<uint64_t> channels{state_->channel};
     std::shared_ptr<PostQueue> queue;
     {
         std::unique_lock<std::mutex> lock(state_->mutex);
@@ -315,10 +319,13 @@ void NativeAverager::shutdown(bool abort) {
             state_->changed.wait_for(lock, kShutdownPatience * 3 / 4, [this] { return state_->underWay == 0; });
         }
         queue = std::exchange(state_->queue, std::make_shared<PostQueue>());
+        for (const auto &crossing : state_->crossings) {
+            channels.push_back(crossing.operation.key.channel);
+        }
         state_->crossings.clear();
     }
     queue.reset(); // what waits in it is dropped
-    for (const uint64_t channel : {state_->channel, state_->crossingChannel}) {
+    for (const uint64_t channel : channels) {
         state_->engine->closeChannel(channel, "the averager has been shut down");
     }
 }
