@@ -276,6 +276,11 @@ DelayedCrossing::~DelayedCrossing() {
     dss_operation_release(operation_);
 }
 
+bool DelayedCrossing::isOverWithin(std::chrono::milliseconds patience) const {
+    const auto nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(patience).count();
+    return dss_operation_wait(operation_, patience == kNoTimeout ? UINT64_MAX : static_cast<uint64_t>(nanoseconds));
+}
+
 void DelayedCrossing::correct(const Tensors &tensors) const {
     const auto segments = segmentsOf(tensors);
     dss_error_t error{};

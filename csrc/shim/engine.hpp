@@ -57,6 +57,7 @@ class DelayedCrossing {
     DelayedCrossing &operator=(const DelayedCrossing &) = delete;
     // Waits for the correction and adds it to contiguous host tensors of as many elements in all. Throws if there will be none.
     void correct(const Tensors &tensors) const;
+    bool isOverWithin(std::chrono::milliseconds patience) const; // kNoTimeout: until it is
 
   private:
     const std::shared_ptr<Engine> engine_;
