@@ -38,6 +38,8 @@ FIRST_GRID = {("digits", "sgd"): (-1, 0, 1), ("digits", "adamw"): (0, 1), ("char
 FIRST_EVALUATION_SEED = 1000  # sweep seeds count from 0
 MORE_SEEDS = {("digits", "adamw", "sorted"): 3}  # times: 8 seeds there left intervals of +-0.6 points; decided after seeing them
 CONTROLS = ("shuffled", "solo")
+RACKS = ("striped", "striped_0", "striped_whole", "leaders", "hybrid")  # two racks of four; label-sorted: no label in both
+RACKS_STATE = ("striped_all", "hybrid_all")
 MALLOC = {  # without these glibc gives every large tensor back to the system and faults it in again: a fifth of the time
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
@@ -62,6 +64,11 @@ class Cell:
         """What decides: accuracy (higher is better) or loss (lower is better)."""
         return "accuracy" if self.task == "digits" else "loss"
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether it also runs at the learning rate of full all-reduce."""
+        return self.method in ("none", "v", "all", *RACKS, *RACKS_STATE)
+
     def at(self, exponent: int, seed: int) -> Run:
         rate = FIRST_RATE[self.optimizer] * 2.0**exponent
         return Run(self.task, self.optimizer, self.shards, self.method, rate, seed)
@@ -73,11 +80,13 @@ def cells(tasks: list[str], quick: bool = False) -> list[Cell]:
     for task in tasks:
         for shards in ("iid", "sorted") if task == "digits" and not quick else ("iid",):
             for optimizer in ("sgd", "adamw"):
-                methods = ["full", "none", "v", "all", "warmup", *CONTROLS]
+                methods = ["full", "none", "v", "all", "warmup", *RACKS, *RACKS_STATE, *CONTROLS]
                 if quick:
-                    methods = ["full", "none", "solo"]
+                    methods = ["full", "none", "hybrid", "solo"]
                 if shards != "iid" or (task == "chars" and optimizer == "adamw"):
                     methods = [method for method in methods if method not in CONTROLS]
+                if task == "chars":
+                    methods = [method for method in methods if method not in ("striped_whole", *RACKS_STATE)]
                 other = "v" if optimizer == "sgd" else "warmup"  # SGD keeps no second moments; Adam gained nothing from a warm-up
                 found += [Cell(task, optimizer, shards, method) for method in methods if method != other]
     return found
@@ -142,7 +151,8 @@ class Study:
         return best if needed <= set(self.sweep(cell)) else None
 
     def evaluation(self, cell: Cell, exponent: int) -> list[Run]:
-        count = min(self.seeds, 8) if cell.method in CONTROLS else self.seeds * MORE_SEEDS.get(cell.setting, 1)
+        more = 1 if cell.method in (*CONTROLS, *RACKS, *RACKS_STATE) else MORE_SEEDS.get(cell.setting, 1)
+        count = min(self.seeds, 8) if cell.method in CONTROLS else self.seeds * more
         return [cell.at(exponent, FIRST_EVALUATION_SEED + seed) for seed in range(count)]
 
     def _wanted(self, cell: Cell) -> list[Run]:
@@ -155,7 +165,7 @@ class Study:
     def _unchanged(self, cell: Cell) -> list[Run]:
         """The comparison at the learning rate of full all-reduce: what a user gets who changes nothing."""
         same = self.best(Cell(*cell.setting, "full"))
-        return self.evaluation(cell, same) if cell.method in ("none", "v", "all") and same is not None else []
+        return self.evaluation(cell, same) if cell.unchanged and same is not None else []
 
     def missing(self) -> list[Run]:
         """The next wave, most telling first: the methods, then the controls, then the unchanged learning rates."""

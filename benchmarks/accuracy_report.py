@@ -25,9 +25,22 @@ TASKS = {"digits": "handwritten digits", "chars": "characters"}
 OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW"}
 SHARDS = {"iid": "IID shards", "sorted": "label-sorted shards"}
 UNITS = {"accuracy": "points", "loss": "nats"}
-COLORS = dict(
-    zip(METHODS, ("#222222", "#1b6ca8", "#7a3e9d", "#1b8a5a", "#d08a00", "#b03030", "#888888"), strict=True)
-)  # full, none, v, all, warmup, shuffled, solo
+COLORS = {
+    "full": "#222222",
+    "none": "#1b6ca8",
+    "v": "#7a3e9d",
+    "all": "#1b8a5a",
+    "warmup": "#d08a00",
+    "striped": "#00798c",
+    "striped_0": "#66b2b2",
+    "striped_all": "#0b4f6c",
+    "striped_whole": "#8fb8de",
+    "leaders": "#c2577a",
+    "hybrid": "#8f5d2e",
+    "hybrid_all": "#c79a63",
+    "shuffled": "#b03030",
+    "solo": "#888888",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def rows_of(study: Study) -> list[Row]:
                 len(runs),
                 float(np.mean(scores)),
                 _difference(cell, runs, baseline) if cell.method != "full" else None,
-                _difference(cell, same, baseline) if cell.method in ("none", "v", "all") and all(same) else None,
+                _difference(cell, same, baseline) if cell.unchanged and all(same) else None,
             )
         )
         if cell.method == "full" and cell.task == "digits":

@@ -2,6 +2,7 @@
 
 A step is what dssync_pg does to an unmodified DDP script: each worker takes its own optimizer step on its own gradient, then
 parameters, BatchNorm's running statistics and, where asked, optimizer state are averaged inside the groups of the plan's round.
+Where whole racks cross late, every worker of a rack takes the rack's mean at once, and the correction some steps later.
 tests/python/test_accuracy.py holds this against real ranks over backend="dssync".
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from accuracy_tasks import DATA, MODELS, Data, Recipe, Run
 from torch import Tensor, nn
 
-from dssync_pg import _C, Plan
+from dssync_pg import _C, Plan, Topology
 
 MIN_STRIPE_BYTES = 1 << 20
+CUT = 1 << 10  # the plans around racks are made for 32 MiB: these small models are cut in as many stripes
 V_SLICES = 8  # average_state="v": this part of the second moments takes its turn at every step
 
 
@@ -29,10 +31,20 @@ class Method:
     """How the workers agree."""
 
     title: str
-    gradients: str = "local"  # "all": all-reduced exactly; "groups": averaged in the shuffled groups; "local"
+    gradients: str = "local"  # "all": all-reduced exactly; "groups": averaged in the shuffled groups; "racks": in them; "local"
     parameters: bool = True  # averaged in the shuffled groups after each step
     average_state: str = "none"  # none | v | all
     warmup: float = 0.0  # part of the steps averaged over everyone
+    plan: str = "auto"  # striped, leaders and hybrid: for two racks
+    delay: int | str = "auto"  # tau
+    min_stripe_bytes: int = MIN_STRIPE_BYTES
+
+    def plan_for(self, workers: int) -> Plan:
+        """The plan that the backend would make."""
+        if self.plan == "auto":
+            return Plan.create(workers)
+        racks = Topology.uniform(2, workers // 2, nic="500 Mbit/s", uplink="100 Mbit/s")
+        return Plan.create(plan=self.plan, topology=racks, delay=self.delay)
 
 
 METHODS = {
@@ -41,51 +53,108 @@ METHODS = {
     "v": Method("dssync, average_state=v", average_state="v"),
     "all": Method("dssync, average_state=all", average_state="all"),
     "warmup": Method("dssync, exact for the first 5 %", warmup=0.05),
+    "striped": Method("striped", plan="striped", min_stripe_bytes=CUT),
+    "striped_0": Method("striped, delay 0", plan="striped", delay=0, min_stripe_bytes=CUT),
+    "striped_all": Method("striped, average_state=all", plan="striped", average_state="all", min_stripe_bytes=CUT),
+    "striped_whole": Method("striped, in one stripe", plan="striped"),
+    "leaders": Method("leaders", plan="leaders", min_stripe_bytes=CUT),
+    "hybrid": Method("hybrid", gradients="racks", plan="hybrid", min_stripe_bytes=CUT),
+    "hybrid_all": Method("hybrid, average_state=all", gradients="racks", average_state="all", plan="hybrid", min_stripe_bytes=CUT),
     "shuffled": Method("control: gradients in shuffled groups", gradients="groups", parameters=False),
     "solo": Method("control: no averaging", parameters=False),
 }
 
 
+@dataclass
+class Vector:
+    """A list of tensors, read as one flat array a worker."""
+
+    tensors: list[Tensor]
+    scale: bool = False  # variances and second moments: a correction must not make them negative
+
+
+@dataclass
+class Part:
+    """A view [workers, n] of what is averaged: row i is worker i's."""
+
+    rows: Tensor
+    scale: bool = False
+
+
+@dataclass
+class Crossing:
+    """Of one part: what its rows still lack of the average over the racks."""
+
+    step: int
+    part: Part
+    correction: Tensor
+
+
 class Averager:
-    """Averages rows of stacked tensors in the groups of a plan. A vector is a list of tensors, read as one flat array a worker."""
+    """Averages rows of stacked tensors in the groups of a plan."""
 
-    def __init__(self, workers: int, warmup_steps: int = 0) -> None:
-        self.workers, self.warmup_steps, self.plan = workers, warmup_steps, Plan.create(workers)
-        self._exact = torch.full((workers, workers), 1 / workers)
-        self._rounds = [torch.zeros(workers, workers) for _ in range(self.plan.period)]
-        for matrix, groups in zip(self._rounds, self.plan.rounds, strict=True):
-            for group in groups:
-                matrix[torch.tensor(group).unsqueeze(1), torch.tensor(group)] = 1 / len(group)
+    def __init__(self, workers: int, plan: Plan, warmup_steps: int = 0) -> None:
+        self.workers, self.warmup_steps, self.plan = workers, warmup_steps, plan
+        self._exact = self._average_of([range(workers)])
+        self._rounds = [self._average_of(groups) for groups in plan.rounds]
+        ranks_of: dict[int, list[int]] = {}
+        for rank, rack in enumerate(plan.rack_of):
+            ranks_of.setdefault(rack, []).append(rank)
+        self._racks = self._average_of(ranks_of.values())
+        self._crossings: list[Crossing] = []
 
-    def rows(self, vector: list[Tensor]) -> list[Tensor]:
-        """Views [workers, n]: row i is worker i's."""
-        return [tensor.detach().view(self.workers, -1) for tensor in vector]
+    def _average_of(self, groups: Iterable[Sequence[int]]) -> Tensor:
+        matrix = torch.zeros(self.workers, self.workers)
+        for group in groups:
+            matrix[torch.tensor(group).unsqueeze(1), torch.tensor(group)] = 1 / len(group)
+        return matrix
 
-    def average(self, rows: list[Tensor], step: int, turn: int, stripe: int = 0) -> None:
+    def rows(self, vector: Vector) -> list[Part]:
+        return [Part(tensor.detach().view(self.workers, -1), vector.scale) for tensor in vector.tensors]
+
+    def average(self, parts: list[Part], step: int, turn: int, stripe: int = 0) -> None:
         """Average in place: in the groups of round (turn + stripe) mod P; over everyone while the warm-up lasts."""
-        matrix = self._exact if step < self.warmup_steps else self._rounds[self.plan.round_at(turn, stripe)]
-        for part in rows:
-            part.copy_(matrix @ part)
+        number = self.plan.round_at(turn, stripe)
+        exact = step < self.warmup_steps
+        late = self.plan.delay > 0 and self.plan.is_crossing(number) and not exact
+        matrix = self._exact if exact else self._racks if late else self._rounds[number]
+        for part in parts:
+            part.rows.copy_(matrix @ part.rows)
+            if late:
+                self._crossings.append(Crossing(step, part, self._rounds[number] @ part.rows - part.rows))
 
-    def cut(self, vector: list[Tensor], count: int) -> list[list[Tensor]]:
-        """`count` slices of a vector, each a list of views [workers, n]."""
-        rows = self.rows(vector)
-        total = sum(part.shape[1] for part in rows)
+    def average_in_racks(self, parts: list[Part]) -> None:
+        for part in parts:
+            part.rows.copy_(self._racks @ part.rows)
+
+    def settle(self, step: int) -> None:
+        """Behind the averages of `step`: the corrections of crossings that began `delay` steps before."""
+        while self._crossings and self._crossings[0].step <= step - self.plan.delay:
+            crossing = self._crossings.pop(0)
+            rows = crossing.part.rows
+            corrected = rows + crossing.correction
+            rows.copy_(corrected.maximum(rows / 4) if crossing.part.scale else corrected)
+
+    def cut(self, vector: Vector, count: int) -> list[list[Part]]:
+        """`count` slices of a vector."""
+        parts = self.rows(vector)
+        total = sum(part.rows.shape[1] for part in parts)
         bounds = [_C.stripe_begin(total, count, number) for number in range(count + 1)]
-        slices: list[list[Tensor]] = [[] for _ in range(count)]
+        slices: list[list[Part]] = [[] for _ in range(count)]
         offset = 0
-        for part in rows:
+        for part in parts:
+            size = part.rows.shape[1]
             for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-                low, high = max(first - offset, 0), min(last - offset, part.shape[1])
+                low, high = max(first - offset, 0), min(last - offset, size)
                 if low < high:
-                    slices[number].append(part[:, low:high])
-            offset += part.shape[1]
+                    slices[number].append(Part(part.rows[:, low:high], vector.scale))
+            offset += size
         return slices
 
-    def stripes(self, vectors: list[list[Tensor]], min_stripe_bytes: int) -> list[list[Tensor]]:
+    def stripes(self, vectors: list[Vector], min_stripe_bytes: int) -> list[list[Part]]:
         """All vectors cut alike, in as many stripes as the first one's size asks for: stripes[s] lists their parts of stripe s."""
-        size = sum(part.shape[1] * part.element_size() for part in self.rows(vectors[0]))
-        count = _C.stripe_count(size, self.plan.period, min_stripe_bytes)
+        size = sum(part.rows.shape[1] * part.rows.element_size() for part in self.rows(vectors[0]))
+        count = _C.stripe_count(size, self.plan.stripe_count, min_stripe_bytes)
         return [[part for stripe in same for part in stripe] for same in zip(*(self.cut(v, count) for v in vectors), strict=True)]
 
 
@@ -124,18 +193,19 @@ def loss_of(model: nn.Module, samples: Tensor, targets: Tensor) -> Tensor:
 class Workers:
     """N replicas, their optimizer, and how they agree."""
 
-    def __init__(self, method: Method, optimizer: str, lr: float, seed: int, recipe: Recipe) -> None:
+    def __init__(self, method: Method, optimizer: str, lr: float, seed: int, recipe: Recipe, plan: Plan | None = None) -> None:
         self.method, self.recipe, self.steps_done = method, recipe, 0
-        self.min_stripe_bytes = MIN_STRIPE_BYTES
+        self.min_stripe_bytes = method.min_stripe_bytes
         torch.manual_seed(seed)
         self.single = MODELS[recipe.task]()
         self.model = MODELS[recipe.task](recipe.workers)
         self._start_from(self.single)
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(optimizer, self.model.parameters(), lr, recipe)
-        self.averager = Averager(recipe.workers, math.ceil(method.warmup * recipe.steps))
-        self._stripes: list[list[Tensor]] = []  # views of what is averaged; made after the first step, which makes the state
-        self._moments: list[list[Tensor]] = []
+        plan = plan or method.plan_for(recipe.workers)
+        self.averager = Averager(recipe.workers, plan, math.ceil(method.warmup * recipe.steps))
+        self._stripes: list[list[Part]] = []  # views of what is averaged; made after the first step, which makes the state
+        self._moments: list[list[Part]] = []
 
     def _start_from(self, single: nn.Module) -> None:
         values = single.state_dict()
@@ -151,10 +221,12 @@ class Workers:
         """One optimizer step of each worker on its own batch, and what the method does about agreement."""
         self.optimizer.zero_grad()
         loss_of(self.model, samples, targets).backward()
-        gradients = self.averager.rows([p.grad for p in self.parameters if p.grad is not None])
+        gradients = self.averager.rows(Vector([p.grad for p in self.parameters if p.grad is not None]))
         if self.method.gradients == "all":
-            for rows in gradients:
-                rows.copy_(rows.mean(0).expand_as(rows))
+            for part in gradients:
+                part.rows.copy_(part.rows.mean(0).expand_as(part.rows))
+        elif self.method.gradients == "racks":
+            self.averager.average_in_racks(gradients)
         elif self.method.gradients == "groups":
             self.averager.average(gradients, self.steps_done, self.steps_done)
         self.optimizer.step()
@@ -162,18 +234,25 @@ class Workers:
             self._average(self.steps_done)
         self.steps_done += 1
 
+    def _vectors(self) -> list[Vector]:
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        found = [Vector(self.parameters)]
+        for scale in (False, True):
+            found.append(Vector([buffers[name] for name in buffers if name.endswith("running_var") == scale], scale))
+        if self.method.average_state == "all":
+            found += [Vector(self._state(name), name == "exp_avg_sq") for name in ("momentum_buffer", "exp_avg", "exp_avg_sq")]
+        return [vector for vector in found if vector.tensors]
+
     def _average(self, step: int) -> None:
         if not self._stripes:
-            vectors = [self.parameters, [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]]
-            if self.method.average_state == "all":
-                vectors += [self._state(name) for name in ("momentum_buffer", "exp_avg", "exp_avg_sq")]
-            self._stripes = self.averager.stripes([vector for vector in vectors if vector], self.min_stripe_bytes)
+            self._stripes = self.averager.stripes(self._vectors(), self.min_stripe_bytes)
             if self.method.average_state == "v":
-                self._moments = self.averager.cut(self._state("exp_avg_sq"), V_SLICES)
+                self._moments = self.averager.cut(Vector(self._state("exp_avg_sq"), scale=True), V_SLICES)
         for number, stripe in enumerate(self._stripes):
             self.averager.average(stripe, step, step, number)
         if self._moments:
             self.averager.average(self._moments[step % V_SLICES], step, step // V_SLICES)
+        self.averager.settle(step)
 
     def mean_model(self, statistics_of: int | None = None) -> nn.Module:
         """The exact mean of the parameters and running statistics; `statistics_of`: those of one worker instead."""
@@ -187,7 +266,7 @@ class Workers:
 
     def consensus_distance(self) -> float:
         """sqrt(mean_i ||x_i - mean x||^2) of the parameters."""
-        rows = torch.cat(self.averager.rows(self.parameters), 1)
+        rows = torch.cat([part.rows for part in self.averager.rows(Vector(self.parameters))], 1)
         return float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
 
 

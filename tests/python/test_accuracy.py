@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -21,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import dssync_pg
 import dssync_pg.sync
-from dssync_pg import Options
+from dssync_pg import Options, Plan, Topology
+from dssync_pg.topology import Host, Link, Rack
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy
@@ -46,9 +49,24 @@ class Case:
     optimizer: str
     method: str
     min_stripe_bytes: int = 1 << 20
+    racks: tuple[int, ...] = ()  # workers of each, for the methods that know racks
+    delay: int = 0
 
     def __str__(self) -> str:
-        return f"{self.optimizer}-{self.method}-{self.min_stripe_bytes}"
+        racks = f"-{'+'.join(map(str, self.racks))}-delay{self.delay}" if self.racks else ""
+        return f"{self.optimizer}-{self.method}-{self.min_stripe_bytes}{racks}"
+
+    @property
+    def topology(self) -> Topology:
+        ranks = iter(range(WORLD))
+        racks = [[Host(f"host{rank}", (rank,), Link(500e6)) for rank in itertools.islice(ranks, size)] for size in self.racks]
+        return Topology(Rack(f"rack{number}", tuple(hosts), Link(100e6)) for number, hosts in enumerate(racks))
+
+    @property
+    def plan(self) -> Plan:
+        """Where there are racks, one of a short period, so that corrections are added over and over."""
+        kind = simulation.METHODS[self.method].plan
+        return Plan.create(plan=kind, topology=self.topology, max_period=4, delay=self.delay) if self.racks else Plan.create(WORLD)
 
 
 FULL = [Case("sgd", "full"), Case("adamw", "full")]
@@ -60,6 +78,15 @@ AVERAGED = [
     Case("adamw", "all"),
     Case("adamw", "all", min_stripe_bytes=4096),
     Case("adamw", "warmup"),
+]
+RACKS = [
+    Case("sgd", "striped", 1024, racks=(2, 2)),
+    Case("sgd", "striped", 1024, racks=(2, 2), delay=2),
+    Case("adamw", "striped_all", 1024, racks=(1, 3), delay=2),
+    Case("adamw", "striped_all", 1 << 20, racks=(1, 3), delay=3),
+    Case("sgd", "leaders", 1024, racks=(2, 2)),
+    Case("sgd", "hybrid", 1024, racks=(2, 2), delay=1),
+    Case("adamw", "hybrid_all", 1024, racks=(1, 3), delay=3),
 ]
 
 
@@ -87,16 +114,18 @@ def everything(model, optimizer, rows: int) -> dict[str, torch.Tensor]:
     }
 
 
-def train_for_real(rank, world, works):
+def train_for_real(rank, world, folder, works):
     """An ordinary DDP script for each of (case, initial parameters, samples [STEPS, world, batch, 8, 8], targets)."""
     with doubles():
-        return [train_one(rank, world, *work) for work in works]
+        return [train_one(rank, world, folder, *work) for work in works]
 
 
-def train_one(rank, world, case, start, samples, targets):
+def train_one(rank, world, folder, case, start, samples, targets):
     method = simulation.METHODS[case.method]
     if method.parameters:
         options = Options(average_state=method.average_state, warmup_steps=math.ceil(method.warmup * STEPS))
+        if case.racks:  # over TCP each rank counts as a host of its own
+            options = dataclasses.replace(options, plan=case.plan, topology=f"{folder}/{case}.toml", transport="tcp")
         group = dist.new_group(backend="dssync", pg_options=options)
     else:
         group = dist.new_group(backend="gloo")
@@ -120,7 +149,7 @@ def train_simulated(case):
     """The same, simulated; also what the real run starts from and is fed."""
     recipe = Recipe("digits", WORLD, STEPS, 16)
     data = DATA["digits"](0, WORLD, "sorted")
-    workers = simulation.Workers(simulation.METHODS[case.method], case.optimizer, RATES[case.optimizer], 5, recipe)
+    workers = simulation.Workers(simulation.METHODS[case.method], case.optimizer, RATES[case.optimizer], 5, recipe, case.plan)
     workers.min_stripe_bytes = case.min_stripe_bytes
     start = {name: value.clone() for name, value in workers.single.state_dict().items()}
     taken = []
@@ -132,19 +161,23 @@ def train_simulated(case):
 
 
 @pytest.fixture(scope="module")
-def both_ways() -> dict[Case, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+def both_ways(tmp_path_factory) -> dict[Case, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     """(simulated, real) of every case, as [WORLD, n]."""
+    folder, cases = tmp_path_factory.mktemp("topologies"), [*FULL, *AVERAGED, *RACKS]
+    for case in RACKS:
+        case.topology.save(folder / f"{case}.toml")
     with doubles():
-        simulated, works = zip(*(train_simulated(case) for case in FULL + AVERAGED), strict=True)
-    by_rank = run_ranks(WORLD, train_for_real, works, timeout=500, pg_timeout=300)
+        simulated, works = zip(*map(train_simulated, cases), strict=True)
+    by_rank = run_ranks(WORLD, train_for_real, str(folder), works, timeout=500, pg_timeout=300)
     real = [{name: torch.cat([of[name] for of in found]) for name in found[0]} for found in zip(*by_rank, strict=True)]
-    return dict(zip(FULL + AVERAGED, zip(simulated, real, strict=True), strict=True))
+    return dict(zip(cases, zip(simulated, real, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("case", AVERAGED, ids=str)
+@pytest.mark.parametrize("case", AVERAGED + RACKS, ids=str)
 def test_a_simulated_run_equals_one_over_the_backend(both_ways, case):
     simulated, real = both_ways[case]
-    assert (simulated["parameters"][0] - simulated["parameters"][1]).abs().max() > 1e-4  # unlike replicas: rounds matter
+    parameters = simulated["parameters"]
+    assert (parameters - parameters.mean(0)).abs().max() > 1e-4  # unlike replicas: rounds matter
     torch.testing.assert_close(real, simulated, rtol=1e-6, atol=1e-8)
 
 
