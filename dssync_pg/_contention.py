@@ -201,16 +201,18 @@ class Contention:
         self._windows: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._verdicts: queue.SimpleQueue[tuple[Plan, str]] = queue.SimpleQueue()
         self._said = ""
+        self._steps = 0  # of its own: those of the sync may jump, to the step of a checkpoint
         self.changes = 0
         """Plans that were taken so far."""
         if rank == 0:
             self._thread = threading.Thread(target=self._decide, args=(thread_store,), name="dssync contention", daemon=True)
             self._thread.start()
 
-    def step_done(self, step: int) -> Plan | None:
-        """`step` averages have been done. The plan to use from the next one on, the same on every rank; None: as before."""
+    def step_done(self) -> Plan | None:
+        """One more average has been done. The plan to use from the next one on, the same on every rank; None: as before."""
         self._meter.take()
-        window, phase = divmod(step, self._every)
+        self._steps += 1
+        window, phase = divmod(self._steps, self._every)
         if window == 0:
             return None
         if phase == 0:

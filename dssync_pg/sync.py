@@ -143,6 +143,7 @@ class Sync:
         self._seconds = 0.0
         self._warned: set[str] = set()
         self._plans = 0
+        self._sensings = 0
         self._contention: Contention | None = None
         self._averager = group.make_averager(f"sync{index}")
 
@@ -235,11 +236,15 @@ class Sync:
         return {"step": self._step, "plan": self._plan.serialize()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Collective: ranks whose step or plan differ get an error, all of them, and nothing changes."""
+        """Continue from `state`. Collective: ranks whose step or plan differ get an error, all of them, and nothing changes.
+
+        Where plans follow the network (a known topology, replan_steps) the one in use stays, whichever was saved.
+        """
         mine = (int(state["step"]), _C.hash64(state["plan"]))
         problem = None
-        if state["plan"] != self._plan.serialize():
-            saved = _C.Plan.deserialize(state["plan"])
+        saved = _C.Plan.deserialize(state["plan"])
+        follows = self._contention is not None and saved.world_size == self._plan.world_size
+        if state["plan"] != self._plan.serialize() and not follows:
             problem = (
                 f"the saved plan ({saved.kind}, world size {saved.world_size}, period {saved.period}) is not the one in use "
                 f"({self._plan.kind}, world size {self._plan.world_size}, period {self._plan.period}); "
@@ -335,8 +340,12 @@ class Sync:
             self._only_suppressed_backward = True
 
     def sense_contention(self) -> None:
-        """From now on plans are made anew when links change."""
-        self._contention = self._group.sense_contention(self.name, self.plan, self.bytes)
+        """From now on plans are made anew when links change. Again where the sync has got other parameters."""
+        if self._contention is not None:
+            self._contention.close()
+        self._sensings += 1
+        name = f"{self.name}.{self._sensings}"  # no verdict of the time before is waiting there
+        self._contention = self._group.sense_contention(name, self.plan, self.bytes)
 
     def use_plan(self, plan: Plan) -> None:
         """Averages by `plan` from the next step on. The same call at the same step on every rank."""
@@ -391,7 +400,7 @@ class Sync:
         # Averages inside a rack and what is added to all of it change places freely: so late, a crossing has one more step to hide.
         if self._step > self._plan.delay:
             self._settle(self._step - 1 - self._plan.delay)
-        plan = self._contention.step_done(self._step) if self._contention is not None else None
+        plan = self._contention.step_done() if self._contention is not None else None
         if plan is not None:
             self.use_plan(plan)
 

@@ -652,6 +652,7 @@ def _wrap_sync_final_model(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, is_last_joiner)
         _sync.launch_due(binding.syncs, "next forward")
         for sync in binding.syncs:
+            sync._settle(sync.step)  # else corrections would move equal replicas apart again
             sync._exact_in_place("the end of join")
         ignored = self.parameters_to_ignore
         self.parameters_to_ignore = set(ignored) - binding.ignored_buffers
