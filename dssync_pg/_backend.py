@@ -212,6 +212,9 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     racks = topology.rack_of if topology is not None else _racks_inside(dist_backend_opts.global_ranks_in_group)
     if engine is not None and racks is not None:
         engine.set_racks(racks)
+    elif engine is not None and isinstance(options.plan, Plan) and options.plan.world_size == world_size:
+        with contextlib.suppress(ValueError):  # hosts in two of its racks: then its crossings are waited for
+            engine.set_racks(options.plan.rack_of)
     if is_default:
         _world.topology = topology
     plan = group = None
@@ -282,6 +285,10 @@ def _close(group: Group) -> None:
 def make_plan(options: Options, world_size: int, topology: Topology | None, model_bytes: int) -> Plan:
     """What the options ask for. Raises ValueError where there is no such plan."""
     if isinstance(options.plan, Plan):
+        if topology is not None and options.plan.rack_count > 1 and options.plan.rack_of != list(topology.rack_of):
+            raise ValueError(
+                f"the plan was made for ranks in racks {options.plan.rack_of}, the topology has them in racks {list(topology.rack_of)}"
+            )
         return options.plan
     return Plan.create(
         world_size,

@@ -4,6 +4,7 @@
 #include "text.hpp"
 
 #include <c10/util/Logging.h>
+#include <map>
 
 #include <unistd.h>
 
@@ -295,6 +296,20 @@ void Engine::setRacks(const std::vector<uint32_t> &rackOf) {
     dss_error_t error{};
     TORCH_CHECK_VALUE(rackOf.size() == size(), "dssync: racks of ", rackOf.size(), " ranks for an engine of ", size());
     TORCH_CHECK_VALUE(dss_engine_set_racks(engine_, rackOf.data(), &error) == DSS_OK, "dssync: ", error.text);
+    rackOf_ = rackOf;
+}
+
+bool Engine::hasRacks(const std::vector<uint32_t> &rackOf) const {
+    std::map<uint32_t, uint32_t> theirs;
+    std::map<uint32_t, uint32_t> ours;
+    for (size_t rank = 0; rank < rackOf.size() && rackOf.size() == rackOf_.size(); ++rank) { // by other numbers, perhaps
+        const bool same = theirs.emplace(rackOf_[rank], rackOf[rank]).first->second == rackOf[rank] &&
+                          ours.emplace(rackOf[rank], rackOf_[rank]).first->second == rackOf_[rank];
+        if (!same) {
+            return false;
+        }
+    }
+    return rackOf.size() == rackOf_.size();
 }
 
 void Engine::closeChannel(uint64_t channel, const std::string &reason) {

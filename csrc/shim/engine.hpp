@@ -83,6 +83,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void average(const at::Tensor &tensor, const std::vector<uint32_t> &members, uint64_t sequence,
                  std::chrono::milliseconds timeout);
     void setRacks(const std::vector<uint32_t> &rackOf);
+    bool hasRacks(const std::vector<uint32_t> &rackOf) const; // whether setRacks() has put the same ranks together
     void closeChannel(uint64_t channel, const std::string &reason);
     // Fails what is under way. When this returns the callbacks are over (except the one that this is called from), so that no
     // thread drops tensors or wants Python's lock while the interpreter ends; it waits for them a few seconds at most.
@@ -103,6 +104,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   private:
     dss_engine_t *engine_ = nullptr;
+    std::vector<uint32_t> rackOf_;                                                                 // empty: not known
     const std::shared_ptr<std::atomic<size_t>> posted_ = std::make_shared<std::atomic<size_t>>(0); // whose callbacks are not over
     const pid_t process_;                                                                          // a child has no such threads
     const c10::intrusive_ptr<c10d::Store> store_;

@@ -90,7 +90,7 @@ std::vector<Tensors> byDtype(const Tensors &tensors) {
 struct NativeAverager::State {
     State(std::string name_, std::shared_ptr<Engine> engine_, PlanHandle plan_, std::chrono::milliseconds timeout_)
         : name(std::move(name_)), channel(dss_hash(name.data(), name.size(), dss_hash("average", 7, 0))),
-          engine(std::move(engine_)), plan(std::move(plan_)),
+          engine(std::move(engine_)), plan(std::move(plan_)), delays(engine->hasRacks(plan.racks())),
           label(std::make_shared<GroupLabel>(
               GroupLabel{static_cast<int>(engine->rank()), static_cast<int>(engine->size()), "averages of " + name})),
           timeout(timeout_) {}
@@ -99,6 +99,7 @@ struct NativeAverager::State {
     const uint64_t channel;
     const std::shared_ptr<Engine> engine;
     const PlanHandle plan;
+    const bool delays; // else crossings are waited for: the engine exchanges between its own racks, not those of the plan
     const std::shared_ptr<const GroupLabel> label;
     const std::shared_ptr<std::atomic<int64_t>> pending = std::make_shared<std::atomic<int64_t>>(0);
     std::shared_ptr<PostQueue> queue = std::make_shared<PostQueue>(); // device tensors wait there for their copies to the host
@@ -127,7 +128,7 @@ struct NativeAverager::State {
     // Those of the group that are in this rank's rack, where the plan lets the others wait.
     std::vector<uint32_t> ownRack(uint32_t round, const std::vector<uint32_t> &members) const {
         const auto *core = plan.get();
-        if (round >= kRackRound || !dss_plan_is_crossing(core, round) || dss_plan_delay(core) == 0) {
+        if (!delays || round >= kRackRound || !dss_plan_is_crossing(core, round) || dss_plan_delay(core) == 0) {
             return members;
         }
         std::vector<uint32_t> rack;

@@ -57,6 +57,14 @@ std::string PlanHandle::serialize() const {
     return bytes;
 }
 
+std::vector<uint32_t> PlanHandle::racks() const {
+    std::vector<uint32_t> racks;
+    for (uint32_t rank = 0; rank < worldSize(); ++rank) {
+        racks.push_back(dss_plan_rack_of(get(), rank));
+    }
+    return racks;
+}
+
 std::vector<uint32_t> PlanHandle::groupOfRank(uint32_t round, uint32_t rank) const {
     if (round == kExactRound) {
         std::vector<uint32_t> all(worldSize());

@@ -38,6 +38,7 @@ class PlanHandle {
         return dss_plan_period(get());
     }
     // The members, ascending, of the group that holds `rank` in `round`, which may be kExactRound.
+    std::vector<uint32_t> racks() const; // of each rank
     std::vector<uint32_t> groupOfRank(uint32_t round, uint32_t rank) const;
     std::vector<std::vector<uint32_t>> groups(uint32_t round) const;
     double contraction() const;
