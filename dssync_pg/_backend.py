@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -208,15 +209,17 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     inner = _make_gloo(PrefixStore("dssync/exact", store), rank, world_size, timeout)
     inner._set_sequence_number_for_group()
     engine = _choose_engine(store, rank, world_size, timeout, label, options, say=wanted)
-    topology = _find_topology(store, rank, world_size, timeout, label, options, engine) if wanted else None
-    racks = topology.rack_of if topology is not None else _racks_inside(dist_backend_opts.global_ranks_in_group)
+    topology = _topology_inside(dist_backend_opts.global_ranks_in_group, options)
+    if wanted and topology is None:
+        topology = _find_topology(store, rank, world_size, timeout, label, options, engine)
+    racks = topology.rack_of if topology is not None else None
     if engine is not None and racks is not None:
         engine.set_racks(racks)
     elif engine is not None and isinstance(options.plan, Plan) and options.plan.world_size == world_size:
         with contextlib.suppress(ValueError):  # hosts in two of its racks: then its crossings are waited for
             engine.set_racks(options.plan.rack_of)
     if is_default:
-        _world.topology = topology
+        _world.topology, _world.option = topology, options.topology
     plan = group = None
     if averages:
         place = meeting_place(store, "plan")
@@ -326,17 +329,26 @@ class _World:
     """What is known of the default group's network."""
 
     topology: Topology | None = None
+    option = ""
+    """That of the default group."""
 
 
 _world = _World()
 
 
-def _racks_inside(ranks: list[int]) -> list[int] | None:
-    """The racks of a part of the world; None: not known."""
-    topology = _world.topology
-    if topology is None or not ranks or max(ranks) >= topology.world_size:
+def _topology_inside(ranks: list[int], options: Options) -> Topology | None:
+    """That of a part of the world, unless its options name another; None: not known."""
+    world = _world.topology
+    if world is None or not ranks or max(ranks) >= world.world_size or options.topology not in ("auto", _world.option):
         return None
-    return [topology.rack_of[rank] for rank in ranks]
+    numbers = {rank: number for number, rank in enumerate(ranks)}
+    racks = []
+    for rack in world.racks:
+        inside = [(host, tuple(numbers[rank] for rank in sorted(host.ranks) if rank in numbers)) for host in rack.hosts]
+        hosts = tuple(dataclasses.replace(host, ranks=members) for host, members in inside if members)
+        if hosts:
+            racks.append(dataclasses.replace(rack, hosts=hosts))
+    return Topology(racks, world.memory)
 
 
 def _choose_engine(
