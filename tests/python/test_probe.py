@@ -11,6 +11,7 @@ import shutil
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -255,6 +256,26 @@ def test_one_host_has_a_memory_and_no_nic():
     assert topology.hosts[0].nic.rate == math.inf
     assert 100 * MBIT < topology.memory.rate < math.inf
     assert "probed 1 host in" in report["text"]
+
+
+def probes_two_hosts(rank: int, size: int) -> tuple[str, float]:
+    (group,) = live
+    assert group.engine is not None
+    engine: Any = SimpleNamespace(hosts=[0, 0, 2, 2], average=group.engine.average)  # they only say so
+    topology, report = probe(engine, rank, size, timedelta(seconds=20), group.exchange, max_seconds=2, max_bytes=16 << 20)
+    dist.barrier()
+    return topology.to_json(), report.sent_bytes
+
+
+def test_hosts_of_several_ranks_exchange_through_all_of_them():
+    options = Options(transport="tcp", topology="flat")
+    results = run_ranks(4, probes_two_hosts, pg_options=options)
+    assert len(set(results)) == 1
+    topology = Topology.from_json(results[0][0])
+    assert topology.host_of == (0, 0, 1, 1) and len(topology.racks) == 1
+    assert all(10 * MBIT < host.nic.rate < math.inf for host in topology.hosts)
+    assert 10 * MBIT < topology.memory.rate < math.inf and topology.memory.latency > 0
+    assert 1 << 20 < results[0][1] < 17 << 20
 
 
 def command(rank: int, size: int, save: str, as_json: bool) -> int:
