@@ -48,8 +48,8 @@ SMALLEST_BYTES = 1 << 16
 CLEAR = 0.8
 """A rate that is below this part of what it was, or above its inverse, has changed; noise stays inside."""
 
-STEADY = 0.15
-"""The halves of a window may differ by so much if it is to be what later ones are compared with."""
+STEADY = 0.25
+"""The halves of a flow's window may differ by so much if it is to be what later ones are compared with."""
 
 _NO_CHANGE = b"-"
 
@@ -109,16 +109,15 @@ class Judge:
 
     def judge(self, reports: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Plan, str] | None:
         """The plan to change to and what to say of it; None: all stays. `reports`: of every rank, by rank."""
-        rates: Rates = {}
-        steady = True
+        factors: Rates = {}
         for rank, report in enumerate(reports):
             for peer, (rate, spread) in report.items():
-                rates[rank, int(peer)] = rate
-                steady = steady and spread <= STEADY
-        if not self.baseline:
-            self.baseline = rates if steady else {}
-            return None
-        now = self._links({flow: rate / self.baseline[flow] for flow, rate in rates.items() if flow in self.baseline})
+                flow = rank, int(peer)
+                if flow in self.baseline:
+                    factors[flow] = rate / self.baseline[flow]
+                elif spread <= STEADY:
+                    self.baseline[flow] = rate
+        now = self._links(factors)
         changes = list(_changes(self.believed, now))
         if not changes:
             return None
