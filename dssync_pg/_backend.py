@@ -288,10 +288,9 @@ def _close(group: Group) -> None:
 def make_plan(options: Options, world_size: int, topology: Topology | None, model_bytes: int) -> Plan:
     """What the options ask for. Raises ValueError where there is no such plan."""
     if isinstance(options.plan, Plan):
-        if topology is not None and options.plan.rack_count > 1 and options.plan.rack_of != list(topology.rack_of):
-            raise ValueError(
-                f"the plan was made for ranks in racks {options.plan.rack_of}, the topology has them in racks {list(topology.rack_of)}"
-            )
+        theirs = list(topology.rack_of) if topology is not None and options.plan.rack_count > 1 else options.plan.rack_of
+        if options.plan.rack_of != theirs:
+            raise ValueError(f"the plan is for ranks in racks {options.plan.rack_of}, the topology has them in racks {theirs}")
         return options.plan
     return Plan.create(
         world_size,
