@@ -23,10 +23,10 @@ PIP_INSTALL := $(PY) -m pip install --quiet --retries 8
 C_FILES = $(wildcard csrc/*/*.[ch] csrc/*/*.[ch]pp tests/c/*.[ch] tests/fuzz/*.[ch])
 STEP = @printf '==> %s\n'
 
-.PHONY: help setup demo test test-python test-packaging lint format conformance accuracy benchmark benchmark-cluster benchmark-plans clean distclean
+.PHONY: help setup demo test test-python test-packaging lint format conformance accuracy benchmark benchmark-cluster benchmark-training benchmark-plans clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------------
 
@@ -82,6 +82,9 @@ benchmark: setup ## averages, all_reduce and barrier beside torch's Gloo (minute
 
 benchmark-cluster: setup ## the same behind a slow uplink, in emulated racks (root, iproute2, iperf3)
 	@$(PY) benchmarks/all_reduce.py --cluster
+
+benchmark-training: setup ## a training's time to an accuracy there (root, iproute2, iperf3; 10 minutes)
+	@$(PY) benchmarks/time_to_accuracy.py
 
 benchmark-plans: setup ## plans against their bounds, predictions, rings and stragglers, in emulated racks (the same; half an hour)
 	@for what in sync model stragglers uplinks flat; do $(PY) benchmarks/plans.py $$what; done
