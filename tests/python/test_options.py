@@ -72,7 +72,7 @@ def test_argument_over_environment_over_default(name, monkeypatch):
         ("group_size", "pairs"),
         ("group_size", "4"),
         ("group_size", 2**24 + 1),
-        ("plan", "striped"),
+        ("plan", "stripes"),
         ("plan", None),
         ("seed", -1),
         ("seed", 2**64),
