@@ -197,7 +197,7 @@ def report(runs: Sequence[Run], about: Run, out: Path) -> None:
         plan = f"{sync['plan']} plan, period {sync['period']}, crossings {sync['delay']} late, {sync['engine']} engine"
         console.print(f"dssync: {plan}; changed {sync['plan_changes']} times")
     tests = " and ".join(f"{name} {mean(run['seconds_a_test'] for run in mine):.2f} s" for name, mine in by_backend(runs))
-    console.print(f"A test while training, the averaging for it included, would take {tests}.")
+    console.print(f"A test while training, the averaging for it included, would take {tests}.", soft_wrap=True)
     plot(runs, about, path.with_suffix(".png"))
     lines = ",\n".join(json.dumps(run) for run in runs)
     path.with_suffix(".json").write_text(f'{{"machine": {json.dumps({**machine(), **about})}, "runs": [\n{lines}\n]}}\n')
