@@ -54,6 +54,7 @@ TOLERANCE = 0.10
 OMITTED_S, MEASURED_S = 1, 1  # of a check: slow start, and what counts (iperf3 takes whole seconds)
 
 _serial = count()
+_handles = count()
 
 
 class ClusterError(Exception):
@@ -105,11 +106,16 @@ def _batch(tool: str, lines: Sequence[str], namespace: str = "") -> None:
 
 
 def _tbf(device: str, mbit: float) -> str:
-    """Shapes what leaves `device`. The burst, a power of two, holds 4 ms: less misses the rate, far more does not shape."""
+    """Shapes what leaves `device`. The burst, a power of two, holds 4 ms: less misses the rate, far more does not shape.
+
+    A handle of its own makes it another queue: what waited in the one before is lost, and TCP sends it again. A segmented packet
+    that is larger than the new burst would stand at the head for ever.
+    """
     bytes_per_s = mbit * 1e6 / 8
     burst_bytes = 1 << max(15, int(bytes_per_s / 250 - 1).bit_length())
     limit_bytes = burst_bytes + max(round(bytes_per_s * QUEUE_S), QUEUE_MIN_BYTES)
-    return f"qdisc replace dev {device} root tbf rate {round(mbit * 1e6)}bit burst {burst_bytes} limit {limit_bytes}"
+    queue = f"dev {device} root handle {next(_handles) % 0xFFFE + 1:x}:"
+    return f"qdisc replace {queue} tbf rate {round(mbit * 1e6)}bit burst {burst_bytes} limit {limit_bytes}"
 
 
 def _sent(namespace: str) -> dict[str, int]:
