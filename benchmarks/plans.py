@@ -417,7 +417,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     if arguments.what == "stragglers":
         noise = {"compute": arguments.compute, "noise": 0.3, "straggler_probability": 0.05, "straggler_factor": 2.0}
         return [(racks, access, uplink, {**common, "what": "stragglers", "steps": 24, "ring_steps": 6, **noise})]
-    training = {**common, "what": "training", "steps": 12, "width": 1024, "depth": 4, "batch": 32, "mib": 16}
+    training = {**common, "what": "training", "steps": 6, "width": 1024, "depth": 4, "batch": 32, "mib": 16}
     return [([8], 500, uplink, training), ([8], 100, uplink, training), ([], 0, 0, training)]
 
 
@@ -439,6 +439,9 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Record], int]:
         except (WorkersFailed, ShapingError) as error:
             console.print(f"case {number + 1} failed: {error}")
             failed += 1
+        except KeyboardInterrupt:  # what was found until now is shown
+            console.print(f"case {number + 1} was interrupted")
+            return records, failed + 1
     return records, failed
 
 
@@ -449,8 +452,8 @@ def _interrupt(number: int, frame: Any) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("sync", "model", "stragglers", "uplinks", "flat"))
-    parser.add_argument("--mib", type=float, help="float32 parameters (default: 32; model, stragglers and uplinks 16)")
-    parser.add_argument("--repetitions", type=int, help="turns of each series (default: 3; model and uplinks 2)")
+    parser.add_argument("--mib", type=float, help="float32 parameters (default: 32 for sync, else 16; not of flat)")
+    parser.add_argument("--repetitions", type=int, help="turns of each series (default: 2; sync 3)")
     parser.add_argument("--only", type=lambda text: [int(part) for part in text.split(",")], help="cases by number: 1,3")
     parser.add_argument("--access", type=float, default=500, help="rate of a worker's link in Mbit/s (default: 500)")
     parser.add_argument("--uplink", type=float, default=100, help="rate of a rack's uplink where cases do not say (default: 100)")
@@ -461,7 +464,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of JSON and PNG (default: benchmarks/results)")
     arguments = parser.parse_args()
     arguments.mib = arguments.mib or (32 if arguments.what == "sync" else 16)
-    arguments.repetitions = arguments.repetitions or (2 if arguments.what in ("model", "uplinks", "stragglers") else 3)
+    arguments.repetitions = arguments.repetitions or (3 if arguments.what == "sync" else 2)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     records, failed = measure(arguments)
