@@ -27,7 +27,7 @@ from . import _C
 from ._agreement import agree_on_options, agree_on_plan, exchange, meeting_place
 from ._contention import Contention, Judge
 from ._contention import place as contention_place
-from ._native import describe_engine, make_engine
+from ._native import describe_engine, host_of, make_engine
 from ._topology_source import find as find_topology
 from .options import Options
 from .plan import Plan
@@ -321,7 +321,18 @@ def _find_topology(
     topology, source = find_topology(file, rank, world_size, gather)
     if rank == 0 and topology is not None:
         logger.info("dssync: the topology of the %s is from %s: %d racks.", label, source, len(topology.racks))
+    if topology is None and file == "" and engine is not None and _is_worth_a_probe(store, options, engine):
+        from .probe import probe  # late: most groups need none
+
+        topology, _ = probe(engine, rank, world_size, timeout, gather)
     return topology
+
+
+def _is_worth_a_probe(store: Store, options: Options, engine: _C.Engine) -> bool:
+    """Whether there is a network between ranks, and a plan that could mind it."""
+    if len(set(engine.hosts)) < 2 or host_of(store) in ("", "localhost", "127.0.0.1", "::1"):
+        return False
+    return options.all_reduce == "avg" and options.plan in ("auto", "leaders", "striped", "hybrid")
 
 
 class _World:

@@ -48,7 +48,7 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
     engine, problem = None, None
     interfaces = os.environ.get("DSSYNC_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME") or ""
     try:
-        engine = _C.Engine(rank, world_size, transport, interfaces, _host_of(store), store, allgather)
+        engine = _C.Engine(rank, world_size, transport, interfaces, host_of(store), store, allgather)
     except RuntimeError as error:
         if stopped is not None and not isinstance(stopped, _ElsewhereError):
             raise stopped from None
@@ -62,7 +62,7 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
     return "; ".join([f"rank {at}: {text}" for at, text in enumerate(problems) if text][:4])
 
 
-def _host_of(store: Store) -> str:
+def host_of(store: Store) -> str:
     """The host of the TCP store under any prefixes; "" if the store is of another kind."""
     while isinstance(store, PrefixStore):
         store = store.underlying_store
