@@ -278,6 +278,8 @@ void dss_engine_hand_over(dss_engine_t *engine) {
 
 int dss_operation_wait(dss_operation_t *operation, uint64_t timeout_ns) {
     dss_engine_t *engine = operation->engine;
+    if (engine->generation != dss_descriptor_generation())
+        return 0; /* a forked child waits in vain: nobody works on it there, and its lock may be held for ever */
     const uint64_t now = dss_now_ns();
     const uint64_t deadline_ns = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
     dss_engine_lock(engine);
@@ -609,6 +611,10 @@ dss_status_t dss_engine_set_racks(dss_engine_t *engine, const uint32_t *rack_of,
 }
 
 void dss_engine_transfers(dss_engine_t *engine, uint64_t *bytes, uint64_t *nanoseconds) {
+    memset(bytes, 0, engine->identity.world_size * sizeof *bytes);
+    memset(nanoseconds, 0, engine->identity.world_size * sizeof *nanoseconds);
+    if (engine->generation != dss_descriptor_generation())
+        return;
     dss_engine_lock(engine);
     for (uint32_t i = 0; i < engine->identity.world_size; i++) {
         bytes[i] = engine->peers[i].transfer_bytes;
@@ -618,6 +624,9 @@ void dss_engine_transfers(dss_engine_t *engine, uint64_t *bytes, uint64_t *nanos
 }
 
 void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p) {
+    *stats_p = (dss_engine_stats_t){0};
+    if (engine->generation != dss_descriptor_generation())
+        return;
     dss_engine_lock(engine);
     *stats_p = engine->stats;
     for (uint32_t i = 0; i < engine->ready_count; i++) {
