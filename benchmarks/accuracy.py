@@ -87,7 +87,7 @@ def cells(tasks: list[str], quick: bool = False) -> list[Cell]:
                 left_out = {"v" if optimizer == "sgd" else "warmup"}
                 if shards != "iid" or (task == "chars" and optimizer == "adamw"):
                     left_out |= {*CONTROLS}
-                if task == "chars" or (optimizer, shards) == ("sgd", "iid"):
+                if (task, optimizer, shards) in (("digits", "sgd", "iid"), ("chars", "adamw", "iid")):
                     left_out |= {*RACKS_STATE}
                 if task == "chars" or shards != "iid":
                     left_out |= {"striped_whole"}

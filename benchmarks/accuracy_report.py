@@ -179,7 +179,7 @@ def _print(rows: list[Row]) -> None:
 def _plot_differences(rows: list[Row], path: Path) -> None:
     """A forest plot a setting: paired differences with their 95 % intervals, the controls clipped at the left edge."""
     settings = _settings([row for row in rows if row.difference])
-    figure, axes = plt.subplots(math.ceil(len(settings) / 2), 2, figsize=(10, 2.3 * math.ceil(len(settings) / 2)), squeeze=False)
+    figure, axes = plt.subplots(math.ceil(len(settings) / 2), 2, figsize=(10, 2.8 * math.ceil(len(settings) / 2)), squeeze=False)
     for axis in axes.flat[len(settings) :]:
         axis.set_visible(False)
     for axis, (setting, members) in zip(axes.flat, settings.items(), strict=False):
@@ -212,7 +212,7 @@ def _plot_differences(rows: list[Row], path: Path) -> None:
 def _plot_sweeps(studies: list[Study], path: Path) -> None:
     """Test loss by learning rate, sweep seeds, one line a method; the axis is cut where methods fail."""
     settings = list(dict.fromkeys((cell.setting, number) for number, study in enumerate(studies) for cell in study.rows))
-    figure, axes = plt.subplots(math.ceil(len(settings) / 2), 2, figsize=(10, 2.6 * math.ceil(len(settings) / 2)), squeeze=False)
+    figure, axes = plt.subplots(math.ceil(len(settings) / 2), 2, figsize=(14, 2.6 * math.ceil(len(settings) / 2)), squeeze=False)
     for axis in axes.flat[len(settings) :]:
         axis.set_visible(False)
     for axis, (setting, number) in zip(axes.flat, settings, strict=False):
@@ -231,7 +231,7 @@ def _plot_sweeps(studies: list[Study], path: Path) -> None:
         axis.set_title(_title(setting), fontsize=9)
         axis.set_xlabel("learning rate", fontsize=8)
         axis.set_ylabel("test loss, nats", fontsize=8)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
