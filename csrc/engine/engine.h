@@ -339,6 +339,7 @@ struct dss_engine {
     uint64_t spin_ns;  /* a driver looks for so long before it sleeps */
     uint32_t *hosts;   /* the lowest rank on each rank's host; owned */
     uint32_t *racks;   /* each rank's rack; all 0 if nobody has told; owned */
+    bool has_racks;    /* somebody has */
     dss_peer_t *peers; /* by rank; the own one is unused; owned */
     void (*log)(void *argument, const char *text);
     void *log_argument;

@@ -4,9 +4,9 @@
  * Whoever reduces a span of the vector in its host owns it there, and exchanges it with the owners in the other hosts of the rack,
  * and so on upwards; where hosts or racks are of unequal size their owners' spans differ, and the pieces exchanged are the common
  * refinement. So a link carries what it must, once: 2(g-1)/g of the vector over the uplink of each of g racks. The vector goes in
- * chunks, two at a time in each stage and in order, so that all links work at once; each piece of each chunk is an operation of its
- * own (a stage), and its callback posts what comes next. (Hierarchical all-reduce; the delayed crossing is section 3, rule 8, of
- * this project's design.)
+ * chunks, a few at a time in each stage and in order, so that all links work at once; each piece of each chunk is an operation of
+ * its own (a stage), and its callback posts what comes next. (Hierarchical all-reduce; the delayed crossing is section 3, rule 8,
+ * of this project's design.)
  *
  * A crossing has no way up: its values are equal in a rack. It reads the spans it owns, exchanges them weighted by the size of the
  * racks, and gathers differences.
@@ -16,10 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WINDOW 2u                         /* chunks in one stage */
-#define CHUNK_MOST ((uint64_t)2 << 20)    /* bytes: the first and the last of them cannot overlap with others */
+#define WINDOW 4u                         /* chunks in one stage */
+#define CHUNK_MOST ((uint64_t)1 << 20)    /* bytes: the first and the last of them cannot overlap with others */
 #define CHUNK_LEAST ((uint64_t)256 << 10) /* bytes: latency counts */
-#define CHUNKS_WANTED 16u                 /* a sixteenth of the way up and down is not hidden */
+#define CHUNKS_WANTED 32u                 /* so much of the way up and down is not hidden */
 #define CHUNKS_MOST 4096u                 /* twelve bits of a stage's number */
 #define MEMBERS_MOST 65535u               /* pieces are not more; sixteen bits */
 

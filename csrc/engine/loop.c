@@ -604,6 +604,7 @@ dss_status_t dss_engine_set_racks(dss_engine_t *engine, const uint32_t *rack_of,
                               "ranks %u and %u share a host, and the topology puts them into racks %u and %u: ranks are numbered "
                               "in the order of its hosts",
                               engine->hosts[i], i, rack_of[engine->hosts[i]], rack_of[i]);
+    engine->has_racks = status == DSS_OK;
     if (status == DSS_OK)
         memcpy(engine->racks, rack_of, engine->identity.world_size * sizeof *engine->racks);
     dss_engine_unlock(engine);

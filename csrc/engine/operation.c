@@ -30,10 +30,15 @@ uint64_t dss_operation_shard_at(const dss_operation_t *operation, uint32_t index
     return dss_stripe_begin(operation->element_count, operation->member_count, index) * element_bytes(operation);
 }
 
-static bool is_on_one_host(const dss_operation_t *operation) {
-    for (uint32_t i = 0; i < operation->member_count; i++)
-        if (i != operation->own_index && !operation->members[i].peer->same_host)
+/* On one host, or in one rack, if racks are known: no link between is shared that a ring would spare. */
+static bool is_in_one_place(const dss_operation_t *operation) {
+    const dss_engine_t *engine = operation->engine;
+    const uint32_t own = engine->identity.rank;
+    for (uint32_t i = 0; i < operation->member_count; i++) {
+        const dss_peer_t *peer = operation->members[i].peer;
+        if (peer && !peer->same_host && (!engine->has_racks || engine->racks[peer->rank] != engine->racks[own]))
             return false;
+    }
     return true;
 }
 
@@ -50,7 +55,7 @@ static dss_algorithm_t choose(const dss_operation_t *operation) {
         return DSS_FLAT;
     if (operation->segments.bytes >= DSS_RING_FROM_BYTES && !operation->parent && dss_hierarchy_fits(operation))
         return DSS_HIERARCHY;
-    return operation->segments.bytes >= DSS_RING_FROM_BYTES && !is_on_one_host(operation) ? DSS_RING : DSS_SHARDED;
+    return operation->segments.bytes >= DSS_RING_FROM_BYTES && !is_in_one_place(operation) ? DSS_RING : DSS_SHARDED;
 }
 
 /* Of an element in the phase: partial sums of half types travel in float32 round a ring. */
