@@ -23,10 +23,10 @@ PIP_INSTALL := $(PY) -m pip install --quiet --retries 8
 C_FILES = $(wildcard csrc/*/*.[ch] csrc/*/*.[ch]pp tests/c/*.[ch] tests/fuzz/*.[ch])
 STEP = @printf '==> %s\n'
 
-.PHONY: help setup demo test test-python test-packaging lint format conformance accuracy benchmark benchmark-cluster benchmark-training benchmark-plans clean distclean
+.PHONY: help setup demo test test-python test-packaging lint format conformance accuracy benchmark benchmark-cluster benchmark-training benchmark-plans benchmark-contention clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------------
 
@@ -88,6 +88,9 @@ benchmark-training: setup ## a training's time to an accuracy there (root, iprou
 
 benchmark-plans: setup ## plans against their bounds, predictions, rings and stragglers, in emulated racks (the same; half an hour)
 	@for what in sync model stragglers uplinks flat; do $(PY) benchmarks/plans.py $$what; done
+
+benchmark-contention: setup ## links that change while training runs, there (the same; ten minutes)
+	@$(PY) benchmarks/contention.py
 
 soak: ## a hundred thousand mixed operations of the engine against plain sums (long)
 

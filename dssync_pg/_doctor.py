@@ -311,7 +311,7 @@ def _check_topology() -> Iterator[Finding]:
         except TopologyError as error:
             yield Finding("Slurm", "note", f"job {os.environ['SLURM_JOB_ID']}: {error}")
     elif not path:
-        text = "no DSSYNC_TOPOLOGY and no Slurm job: racks are not known, and all links count as equal"
+        text = "no DSSYNC_TOPOLOGY and no Slurm job: a job on several hosts measures its network when it starts"
         yield Finding("topology", "note", text, "with racks behind slow uplinks: dssync probe, or write a topology file")
 
 
