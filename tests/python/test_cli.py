@@ -291,7 +291,7 @@ def test_a_machine_that_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert findings["extension"]["verdict"] == "ok"
     assert findings["engine"]["text"].startswith("native")
     assert findings["interface lo"]["text"].startswith("127.0.0.1")
-    assert "racks are not known" in findings["topology"]["text"]
+    assert "measures its network" in findings["topology"]["text"]
     assert cli.main(["doctor"]) == 0
     assert "nothing wrong" in capsys.readouterr().out
 
