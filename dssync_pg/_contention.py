@@ -109,10 +109,12 @@ class Judge:
 
     def judge(self, reports: Sequence[Mapping[str, Sequence[float]]]) -> tuple[Plan, str] | None:
         """The plan to change to and what to say of it; None: all stays. `reports`: of every rank, by rank."""
+        rates: Rates = {}
         factors: Rates = {}
         for rank, report in enumerate(reports):
             for peer, (rate, spread) in report.items():
                 flow = rank, int(peer)
+                rates[flow] = rate
                 if flow in self.baseline:
                     factors[flow] = rate / self.baseline[flow]
                 elif spread <= STEADY:
@@ -126,7 +128,9 @@ class Judge:
             return None
         seconds = plan.cost(now, self.model_bytes).sync_s
         text = f"{', '.join(changes)}: {_difference(self.plan, plan)}, predicted {seconds:.2f} s a step"
-        self.believed, self.plan, self.baseline = now, plan, {}
+        # A plan of the same kind has about the same flows, and the link may recover before they have been seen to be steady.
+        self.baseline = rates if plan.kind == self.plan.kind else {}
+        self.believed, self.plan = now, plan
         return plan, text
 
     def _links(self, factors: Rates) -> Topology:
