@@ -98,8 +98,8 @@ def measure_cut(link: str, mib: float, cut: float) -> dict[str, Any]:
         "changed_after": None if changed is None or changed >= HEAL_AT else changed - CUT_AT,
         "healed_after": None if healed is None else healed - HEAL_AT,
         "before_s": mean_step(steps, 20, CUT_AT),
-        "cut_s": mean_step(steps, CUT_AT + 10, changed or HEAL_AT),
-        "replanned_s": mean_step(steps, (changed or HEAL_AT) + 5, HEAL_AT),
+        "cut_s": mean_step(steps, CUT_AT + 10, min(changed or HEAL_AT, HEAL_AT)),
+        "replanned_s": mean_step(steps, (changed if changed is not None and changed < HEAL_AT else CUT_AT + 10) + 5, HEAL_AT),
         "reference_s": mean_step(reference[:-1], 10, 60),
         "healed_s": mean_step(steps, (healed or STEPS - 20) + 5, STEPS),
         "plans": [f"{key[0]}, period {key[1]}, delay {key[2]}"
@@ -119,8 +119,8 @@ def show(results: dict[str, Any]) -> None:
     for column in ("link", "before", "cut", "new plan after", "then", "planned for it", "ratio", "back after", "then"):
         table.add_column(column, justify="right")
     for result in results["cuts"]:
-        after = "never" if result["changed_after"] is None else f"{result['changed_after']} steps"
-        healed = "never" if result["healed_after"] is None else f"{result['healed_after']} steps"
+        after = "the same is best" if result["changed_after"] is None else f"{result['changed_after']} steps"
+        healed = "none" if result["healed_after"] is None else f"{result['healed_after']} steps"
         seconds = [f"{result[key]:.3f} s" for key in ("before_s", "cut_s", "replanned_s", "reference_s", "healed_s")]
         ratio = f"{result['replanned_s'] / result['reference_s']:.2f}"
         name = f"{result['link']} -> {result['mbit']:g} Mbit/s"
