@@ -148,8 +148,9 @@ class Group:
         if topology is None or self.engine is None or not isinstance(every, int) or isinstance(self.options.plan, Plan):
             return None
         judge = Judge(topology, plan, lambda now: make_plan(self.options, self.world_size, now, model_bytes), model_bytes)
-        stores = [contention_place(_own_connection(self.store), name) for _ in range(2)]
-        return Contention(self.rank, self.world_size, every, stores[0], stores[1], self.engine, judge)
+        store = contention_place(_own_connection(self.store), name)
+        thread_store = contention_place(_own_connection(self.store), name) if self.rank == 0 else None
+        return Contention(self.rank, self.world_size, every, store, thread_store, self.engine, judge)
 
     def next_sync_index(self) -> int:
         """Numbers the syncs of this group, the same on every rank as long as all make them in the same order."""
@@ -211,7 +212,7 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     engine = _choose_engine(store, rank, world_size, timeout, label, options, say=wanted)
     topology = _topology_inside(dist_backend_opts.global_ranks_in_group, options)
     if wanted and topology is None:
-        topology = _find_topology(store, rank, world_size, timeout, label, options, engine)
+        topology = _find_topology(store, rank, world_size, timeout, label, options, engine if is_default else None)
     racks = topology.rack_of if topology is not None else None
     if engine is not None and racks is not None:
         engine.set_racks(racks)
@@ -306,7 +307,10 @@ def make_plan(options: Options, world_size: int, topology: Topology | None, mode
 def _find_topology(
     store: Store, rank: int, world_size: int, timeout: timedelta, label: str, options: Options, engine: _C.Engine | None
 ) -> Topology | None:
-    """What is known of the network, the same on every rank; None: nothing. Raises TopologyError on every rank for a wrong file."""
+    """What is known of the network, the same on every rank; None: nothing. Raises TopologyError on every rank for a wrong file.
+
+    engine: what may measure; None: nothing is measured. Groups beside the default one may be made in parallel, and many.
+    """
     meetings = 0
 
     def gather(value: Any) -> list[Any]:
