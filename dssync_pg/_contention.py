@@ -192,9 +192,9 @@ def _difference(before: Plan, after: Plan) -> str:
 class Contention:
     """One sync's sensing, on every rank: step_done() once a step."""
 
-    def __init__(self, rank: int, world_size: int, every: int, store: Store, thread_store: Store, engine: _C.Engine,
+    def __init__(self, rank: int, world_size: int, every: int, store: Store, thread_store: Store | None, engine: _C.Engine,
                  judge: Judge) -> None:  # fmt: skip
-        """store, thread_store: connections of its own, to the same place; judge: is asked on rank 0 alone."""
+        """store, thread_store: connections of its own, to the same place, the second for rank 0 alone, as is `judge`."""
         self._rank, self._world_size, self._every = rank, world_size, every
         self._publish_at, self._switch_at = every * 2 // 5, every * 7 // 10
         self._store = store
@@ -207,7 +207,8 @@ class Contention:
         self._steps = 0  # of its own: those of the sync may jump, to the step of a checkpoint
         self.changes = 0
         """Plans that were taken so far."""
-        if rank == 0:
+        self._thread: threading.Thread | None = None
+        if thread_store is not None:
             self._thread = threading.Thread(target=self._decide, args=(thread_store,), name="dssync contention", daemon=True)
             self._thread.start()
 
@@ -273,7 +274,7 @@ class Contention:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
-        if self._rank == 0:
+        if self._thread is not None:
             self._thread.join(timeout=5)
 
 
