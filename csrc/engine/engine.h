@@ -30,8 +30,9 @@
 #define DSS_EAGER_TOTAL ((size_t)1 << 20)      /* the same, for all operations of one peer */
 #define DSS_FLAT_BYTES ((size_t)8 << 10)       /* up to here everyone sends all to all: one latency instead of two */
 #define DSS_RING_FROM_BYTES ((size_t)64 << 10) /* from here on, members on several hosts exchange in a ring or a hierarchy */
-#define DSS_MANY_NEIGHBOURS 5u                 /* on one host: the rings of each with each outgrow the caches */
-#define DSS_MAX_AHEAD 65536u                   /* operations a peer may have posted that we have not */
+#define DSS_STRAIGHT_MEMBERS 8u /* in one rack: from more than so many at once a host would lose packets, and they go in a ring */
+#define DSS_MANY_NEIGHBOURS 5u  /* on one host: the rings of each with each outgrow the caches */
+#define DSS_MAX_AHEAD 65536u    /* operations a peer may have posted that we have not */
 #define DSS_MAX_FAIL_TEXT 1024u
 #define DSS_HANDSHAKE_PATIENCE_NS ((uint64_t)10 * 1000000000u) /* for a caller that has not proved itself */
 #define DSS_SILENCE_MS 10000u                                  /* no acknowledgement from a host for so long: it is lost */
@@ -64,9 +65,8 @@ typedef struct dss_hierarchy dss_hierarchy_t;
 /* What makes an operation a part of another one. */
 typedef struct dss_stage {
     dss_operation_t *parent;
-    uint32_t number;    /* dss_key_t.stage */
-    dss_phase_t phases; /* of a SHARDED one: REDUCE alone scatters, GATHER alone gathers */
-    bool is_whole;      /* both phases, any algorithm */
+    uint32_t number; /* dss_key_t.stage */
+    bool skips[2];   /* phases, by dss_phase_t: REDUCE alone scatters, GATHER alone gathers */
     double scale;
 } dss_stage_t;
 

@@ -159,8 +159,8 @@ static bool combine(const dss_operation_t *operation, const spans_t *children, u
     return done;
 }
 
-/* The spans of all members that are in `domain` of `domain_of` as member `first` is; `inner` says how those of one inner domain
- * are found, and NULL stands for single members. */
+/* The spans of all members that are in the same domain as member `first`; `inner` finds those of one inner domain, the ones that
+ * `inner_of` tells apart, or where that is NULL of one member. */
 typedef bool (*inner_t)(const dss_operation_t *operation, uint32_t first, uint64_t elements, steps_t *steps, spans_t *spans);
 
 static bool combine_domain(const dss_operation_t *operation, const uint32_t *domain_of, const uint32_t *inner_of, uint32_t first,
@@ -260,12 +260,11 @@ static bool post_step(chunk_t *chunk, const step_t *step) {
                                            .done = stage_done,
                                            .argument = chunk};
     const uint32_t index = (uint32_t)(chunk - hierarchy->chunks);
-    const dss_stage_t stage = {.parent = operation,
-                               .number = (index << 19 | (uint32_t)chunk->stage << 16 | step->number) + 1,
-                               .phases = chunk->stage < EXCHANGE ? DSS_PHASE_REDUCE : DSS_PHASE_GATHER,
-                               .is_whole = chunk->stage == EXCHANGE,
-                               .scale =
-                                   chunk->stage == EXCHANGE && operation->kind == DSS_OPERATION_AVERAGE ? operation->scale : 1.0};
+    const dss_stage_t stage = {
+        .parent = operation,
+        .number = (index << 19 | (uint32_t)chunk->stage << 16 | step->number) + 1,
+        .skips = {[DSS_PHASE_REDUCE] = chunk->stage > EXCHANGE, [DSS_PHASE_GATHER] = chunk->stage < EXCHANGE},
+        .scale = chunk->stage == EXCHANGE && operation->kind == DSS_OPERATION_AVERAGE ? operation->scale : 1.0};
     chunk->pending++;
     const dss_status_t status = segments ? dss_engine_post_stage(operation->engine, &params, &stage, &error) : error.status;
     free(segments);

@@ -30,13 +30,14 @@ uint64_t dss_operation_shard_at(const dss_operation_t *operation, uint32_t index
     return dss_stripe_begin(operation->element_count, operation->member_count, index) * element_bytes(operation);
 }
 
-/* On one host, or in one rack, if racks are known: no link between is shared that a ring would spare. */
+/* On one host, or few in one rack, if racks are known: no link between is shared that a ring would spare. */
 static bool is_in_one_place(const dss_operation_t *operation) {
     const dss_engine_t *engine = operation->engine;
     const uint32_t own = engine->identity.rank;
+    const bool knows_racks = engine->has_racks && operation->member_count <= DSS_STRAIGHT_MEMBERS;
     for (uint32_t i = 0; i < operation->member_count; i++) {
         const dss_peer_t *peer = operation->members[i].peer;
-        if (peer && !peer->same_host && (!engine->has_racks || engine->racks[peer->rank] != engine->racks[own]))
+        if (peer && !peer->same_host && (!knows_racks || engine->racks[peer->rank] != engine->racks[own]))
             return false;
     }
     return true;

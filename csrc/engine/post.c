@@ -104,8 +104,7 @@ static void become_stage(dss_operation_t *operation, const dss_stage_t *stage) {
     operation->parent->references++;
     operation->key.stage = stage->number;
     operation->scale = stage->scale;
-    operation->skips[DSS_PHASE_REDUCE] = !stage->is_whole && stage->phases != DSS_PHASE_REDUCE;
-    operation->skips[DSS_PHASE_GATHER] = !stage->is_whole && stage->phases != DSS_PHASE_GATHER;
+    memcpy(operation->skips, stage->skips, sizeof operation->skips);
     operation->signature.element_count = stage->parent->signature.element_count;
 }
 
