@@ -163,7 +163,7 @@ def senses(rank, world, every, cut_at, recovers_at, steps):
     network = Network(2, 2)
     engine: Any = Engine(rank, network)
     stores = [PrefixStore("contention", rank_store()) for _ in range(2)]
-    sensing = Contention(rank, world, every, *stores, engine, network.judge)
+    sensing = Contention(rank, world, every, stores[0], stores[1] if rank == 0 else None, engine, network.judge)
     taken = []
     for step in range(steps):
         network.uplink_factors[0] = 0.3 if cut_at <= step < recovers_at else 1.0
