@@ -29,7 +29,7 @@
 #else
 #define SANITIZED 0
 #endif
-#define PROMPTLY_NS (SANITIZED ? 2 * SECOND_NS : SECOND_NS)
+#define PROMPTLY_NS (SANITIZED ? 5 * SECOND_NS : SECOND_NS)
 
 typedef struct message {
     char what[40];
