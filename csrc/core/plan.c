@@ -261,7 +261,11 @@ uint32_t dss_plan_stripe_count(const dss_plan_t *plan) {
 }
 
 int dss_plan_is_crossing(const dss_plan_t *plan, uint32_t round) {
-    return round < plan->period && plan->crossing[round];
+    return round < plan->period && plan->crossing[round] != DSS_CROSSING_NONE;
+}
+
+int dss_plan_keeps_values(const dss_plan_t *plan, uint32_t round) {
+    return round < plan->period && plan->crossing[round] == DSS_CROSSING_VALUES;
 }
 
 uint32_t dss_plan_delay(const dss_plan_t *plan) {

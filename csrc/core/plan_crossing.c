@@ -98,6 +98,9 @@ dss_status_t dss_plan_check_crossings(const dss_plan_t *plan, dss_error_t *error
     for (uint32_t round = 0; status == DSS_OK && round < plan->period; round++) {
         if (plan->crossing[round] && plan->rack_count == 1)
             status = dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "round %u crosses racks, but the plan knows only one", round);
+        else if (plan->crossing[round] == DSS_CROSSING_VALUES && !plan->delay)
+            status = dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT,
+                              "in round %u workers keep their values until a correction comes, but the delay is 0", round);
         else if (plan->crossing[round])
             status = check_whole_racks(plan, round, scratch, error_p);
         else if (plan->delay)

@@ -13,6 +13,13 @@
 
 #include "dssync.h"
 
+/* What happens to a worker's values in a round that crosses racks with a delay; without one they become the mean of all. */
+typedef enum dss_crossing {
+    DSS_CROSSING_NONE = 0,   /* the round does not cross */
+    DSS_CROSSING_MEANS = 1,  /* at once the rack's mean, later the correction */
+    DSS_CROSSING_VALUES = 2, /* kept, later the correction of the rack's mean at the launch */
+} dss_crossing_t;
+
 struct dss_plan {
     dss_plan_kind_t kind;    /* never AUTO */
     uint32_t world_size;     /* N */
@@ -22,7 +29,7 @@ struct dss_plan {
     uint32_t delay;          /* tau, in steps; 0 without crossing rounds */
     uint32_t rack_count;     /* 1: no racks are known */
     uint32_t *rack_of;       /* [N] or NULL, for one rack; owned */
-    uint8_t *crossing;       /* [P] whether the round crosses racks hierarchically; owned */
+    uint8_t *crossing;       /* [P] dss_crossing_t; owned */
     uint64_t seed;           /* also orders the calls outside a step */
     uint64_t hash;           /* of the serialised content */
     uint32_t *group_of;      /* [P][N] number of the rank's group; owned */

@@ -2,7 +2,7 @@
  * The serialised plan: what rank 0 publishes and every other rank checks. All numbers little-endian:
  *
  *   "DSSP"  version u32  kind u32  world_size u32  period u32  stripe_count u32  delay u32  rack_count u32  seed u64
- *   whether it crosses racks u32 [period]  rack u32 [world_size], only where rack_count > 1
+ *   how it crosses racks u32 [period]  rack u32 [world_size], only where rack_count > 1
  *   group numbers u32 [period][world_size]  hash u64
  *
  * Groups are numbered by their smallest member, so a plan has exactly one form; any other is refused.
@@ -13,7 +13,7 @@
 #include "plan_internal.h"
 #include "status.h"
 
-#define WIRE_VERSION 2u
+#define WIRE_VERSION 3u
 #define HEADER_BYTES 40u
 #define HASH_BYTES 8u
 #define CHUNK_WORDS 1024u
@@ -147,8 +147,8 @@ static dss_status_t check_wire(const unsigned char *bytes, size_t bytes_bytes, d
 static dss_status_t get_crossings(const unsigned char *bytes, dss_plan_t *plan, dss_error_t *error_p) {
     for (uint32_t round = 0; round < plan->period; round++) {
         const uint32_t flag = get_u32(bytes + 4 * (size_t)round);
-        if (flag > 1)
-            return dss_fail(error_p, DSS_ERR_CORRUPT, "the serialised plan says %u of whether round %u crosses racks", flag, round);
+        if (flag > DSS_CROSSING_VALUES)
+            return dss_fail(error_p, DSS_ERR_CORRUPT, "the serialised plan says %u of how round %u crosses racks", flag, round);
         plan->crossing[round] = (uint8_t)flag;
     }
     return DSS_OK;

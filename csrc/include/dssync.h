@@ -160,8 +160,12 @@ DSS_API uint32_t dss_plan_group_count(const dss_plan_t *plan, uint32_t round);
 /* How many stripes the plan is made for: striped plans say P, so that of P consecutive rounds one crosses; others their period. */
 DSS_API uint32_t dss_plan_stripe_count(const dss_plan_t *plan);
 /* Whether groups of this round hold workers of several racks that average hierarchically, the part between racks in the background:
- * at once all workers of a rack take the rack's mean, and dss_plan_delay() steps later add the same correction. */
+ * at once all workers of a rack take the rack's mean, unless they keep their values, and dss_plan_delay() steps later add the same
+ * correction: the mean of the group at the launch less the rack's. Without a delay the round is one average over the group. */
 DSS_API int dss_plan_is_crossing(const dss_plan_t *plan, uint32_t round);
+/* Whether in this crossing round, which has a delay then, every worker keeps its values until the correction is there: the rounds
+ * between crossings bring each rack to agreement, so nothing has to be waited for at once. */
+DSS_API int dss_plan_keeps_values(const dss_plan_t *plan, uint32_t round);
 DSS_API uint32_t dss_plan_delay(const dss_plan_t *plan);                  /* tau, in steps; 0: a crossing is waited for */
 DSS_API uint32_t dss_plan_rack_of(const dss_plan_t *plan, uint32_t rank); /* 0 for plans that know no racks */
 DSS_API uint32_t dss_plan_rack_count(const dss_plan_t *plan);             /* 1 for plans that know no racks */

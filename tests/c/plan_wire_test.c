@@ -53,7 +53,7 @@ static int accepted(const unsigned char *bytes, size_t bytes_bytes) {
 
 /* Ranks on other machines and other releases read this form. */
 static void the_form_is_fixed(void) {
-    unsigned char expected[HEADER_BYTES + 2 * 4 + 2 * 3 * 4 + 8] = {'D', 'S', 'S', 'P', 2, 0, 0, 0, 3, 0, 0, 0, 3, 0,
+    unsigned char expected[HEADER_BYTES + 2 * 4 + 2 * 3 * 4 + 8] = {'D', 'S', 'S', 'P', 3, 0, 0, 0, 3, 0, 0, 0, 3, 0,
                                                                     0,   0,   2,   0,   0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
                                                                     1,   0,   0,   0,   8, 7, 6, 5, 4, 3, 2, 1};
     static const uint32_t group_of[] = {2, 2, 0, 1, 0, 0};
@@ -188,7 +188,7 @@ static void refuse_header(size_t offset, uint32_t value, const char *part) {
 /* Claims of gigabytes must be refused by arithmetic, before anything is allocated for them. */
 static void lies_in_the_header_are_named(void) {
     refuse_header(0, 0x464c457f, "not a serialised plan: they begin 7f 45 4c 46");
-    refuse_header(4, 1, "version 1, this library reads 2");
+    refuse_header(4, 2, "version 2, this library reads 3");
     refuse_header(8, 0, "unknown kind 0");
     refuse_header(8, 8, "unknown kind 8");
     refuse_header(12, 0, "claims 0 ranks");
@@ -205,7 +205,8 @@ static void lies_in_the_header_are_named(void) {
     refuse_header(28, 0, "claims 0 racks for 4 ranks");
     refuse_header(28, 5, "claims 5 racks for 4 ranks");
     refuse_header(28, 2, "has 88 bytes, expected 104");
-    refuse_header(HEADER_BYTES, 2, "says 2 of whether round 0 crosses");
+    refuse_header(HEADER_BYTES, 3, "says 3 of how round 0 crosses");
+    refuse_header(HEADER_BYTES, 2, "round 0 crosses racks, but the plan knows only one");
     refuse_header(HEADER_BYTES + 4, 1, "round 1 crosses racks, but the plan knows only one");
     refuse_header(HEADER_BYTES + 8, 4, "puts rank 0 of round 0 in group 4");
     refuse_header(HEADER_BYTES + 8, 3, "smallest member");
@@ -308,7 +309,7 @@ static void garbage_is_refused(void) {
         for (size_t i = 0; i < length; i++)
             bytes[i] = (unsigned char)check_random_below(&random, 256);
         if (trial % 2 && length >= HEADER_BYTES + 8) { /* half of it looks like a plan at first */
-            memcpy(bytes, "DSSP\2\0\0", 8);
+            memcpy(bytes, "DSSP\3\0\0", 8);
             put_u32(bytes + 8, 1 + trial % 3);
             put_u32(bytes + 12, 1 + check_random_below(&random, 8));
             put_u32(bytes + 16, 1 + check_random_below(&random, 8));
