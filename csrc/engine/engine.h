@@ -106,6 +106,7 @@ struct dss_operation {
     dss_segments_t segments;
     dss_operation_t *parent;    /* of a stage: holds a reference on it; else NULL */
     dss_hierarchy_t *hierarchy; /* HIERARCHY only; owned */
+    uint8_t *snapshot;          /* CROSSING_OF_VALUES: what was posted, until the hierarchy has taken it; owned */
     uint64_t stage_deadline_ns; /* of its stages; its own is never */
     bool skips[2];              /* phases that a stage does not have */
     uint32_t position;          /* RING: of this rank; shards are numbered by position */
@@ -148,6 +149,9 @@ bool dss_operation_unstage(dss_operation_t *operation);
 /* After anything was sent or received: completes the operation if that was the last. */
 void dss_operation_check(dss_operation_t *operation);
 /* Whether larger operations of these members go by hosts and racks. */
+static inline bool dss_is_crossing(dss_operation_kind_t kind) {
+    return kind == DSS_OPERATION_CROSSING_OF_MEANS || kind == DSS_OPERATION_CROSSING_OF_VALUES;
+}
 bool dss_hierarchy_fits(const dss_operation_t *operation);
 /* Begins: posts what can be. */
 void dss_hierarchy_begin(dss_operation_t *operation);

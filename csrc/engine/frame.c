@@ -104,7 +104,7 @@ void dss_signature_encode(const dss_signature_t *signature, uint8_t bytes[DSS_SI
 }
 
 dss_status_t dss_signature_decode(const uint8_t bytes[DSS_SIGNATURE_BYTES], dss_signature_t *signature_p, dss_error_t *error_p) {
-    if (bytes[0] < DSS_OPERATION_AVERAGE || bytes[0] > DSS_OPERATION_CROSSING)
+    if (bytes[0] < DSS_OPERATION_AVERAGE || bytes[0] > DSS_OPERATION_CROSSING_OF_VALUES)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "signature: kind %u is unknown", bytes[0]);
     if (dss_dtype_bytes((dss_dtype_t)bytes[1]) == 0)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "signature: dtype %u is unknown", bytes[1]);

@@ -8,8 +8,8 @@
  * its own (a stage), and its callback posts what comes next. (Hierarchical all-reduce; the delayed crossing is section 3, rule 8,
  * of this project's design.)
  *
- * A crossing has no way up: its values are equal in a rack. It reads the spans it owns, exchanges them weighted by the size of the
- * racks, and gathers differences.
+ * A crossing of means has no way up: its values are equal in a rack. One of values goes up in a copy. Both exchange the spans they
+ * own weighted by the size of the racks, and gather differences.
  */
 #include "engine.h"
 
@@ -68,8 +68,9 @@ struct dss_hierarchy {
     uint32_t chunk_count;
     uint32_t inside[STAGE_COUNT]; /* chunks that are active there */
     uint32_t finished;
-    uint8_t *correction; /* CROSSING: of all elements; owned */
-    uint8_t *negative;   /* CROSSING: what was read, times -1, piece after piece; owned */
+    uint32_t in_rack;    /* members of the own rack */
+    uint8_t *correction; /* of a crossing: of all elements, on the way up what is reduced; owned */
+    uint8_t *negative;   /* of a crossing: its rack's mean times -1, of the spans exchanged, chunk after chunk; owned */
     dss_segments_t correction_segments;
 };
 
@@ -230,8 +231,7 @@ static int way_up(int stage) {
 static bool post_step(chunk_t *chunk, const step_t *step) {
     dss_operation_t *operation = chunk->operation;
     const dss_hierarchy_t *hierarchy = operation->hierarchy;
-    const dss_segments_t *values =
-        operation->kind == DSS_OPERATION_CROSSING ? &hierarchy->correction_segments : &operation->segments;
+    const dss_segments_t *values = dss_is_crossing(operation->kind) ? &hierarchy->correction_segments : &operation->segments;
     const size_t width = dss_dtype_bytes(operation->dtype);
     const uint64_t begin = (chunk->begin + step->begin) * width;
     const uint64_t end = (chunk->begin + step->end) * width;
@@ -275,17 +275,61 @@ static bool post_step(chunk_t *chunk, const step_t *step) {
     return false;
 }
 
-/* mean - own, where the exchange has left the mean and `negative` keeps -own. */
-static void subtract(dss_operation_t *operation) {
-    dss_hierarchy_t *hierarchy = operation->hierarchy;
+/* How many elements of a chunk this member exchanges. */
+static size_t exchanged(const steps_t *steps) {
+    size_t count = 0;
+    for (size_t i = 0; i < steps->count; i++)
+        count += steps->list[i].stage == EXCHANGE ? (size_t)(steps->list[i].end - steps->list[i].begin) : 0;
+    return count;
+}
+
+static uint8_t *negative_of(const chunk_t *chunk) {
+    const dss_operation_t *operation = chunk->operation;
+    const size_t index = (size_t)(chunk - operation->hierarchy->chunks);
+    return operation->hierarchy->negative + index * exchanged(&operation->hierarchy->steps[0]) * dss_dtype_bytes(operation->dtype);
+}
+
+/* Before the exchange: leaves its rack's share of the mean in `correction`, and notes what is to be taken off it again. */
+static bool weigh(const chunk_t *chunk) {
+    const dss_operation_t *operation = chunk->operation;
+    const dss_hierarchy_t *hierarchy = operation->hierarchy;
+    const bool is_mean = operation->kind == DSS_OPERATION_CROSSING_OF_MEANS; /* else the rack's sum is in `correction` */
+    const dss_segments_t *values = is_mean ? &operation->segments : &hierarchy->correction_segments;
     const size_t width = dss_dtype_bytes(operation->dtype);
-    const uint8_t *negative = hierarchy->negative;
-    const steps_t *steps = hierarchy->chunks[0].steps;
-    for (size_t i = 0; i < steps->count; i++) {
-        if (steps->list[i].stage != EXCHANGE)
+    const double weight = (is_mean ? hierarchy->in_rack : 1.0) / operation->member_count;
+    const double own = is_mean ? -1.0 : -1.0 / hierarchy->in_rack;
+    uint8_t *sum = malloc(exchanged(chunk->steps) * dss_dtype_bytes(dss_dtype_accumulator(operation->dtype)) + 1);
+    uint8_t *negative = negative_of(chunk);
+    for (size_t i = 0; sum && i < chunk->steps->count; i++) {
+        const step_t *step = &chunk->steps->list[i];
+        uint64_t at = (chunk->begin + step->begin) * width;
+        const uint64_t end = (chunk->begin + step->end) * width;
+        while (step->stage == EXCHANGE && at < end) {
+            size_t piece = 0;
+            const uint8_t *bytes = dss_segments_at(values, at, &piece);
+            piece = piece < end - at ? piece : (size_t)(end - at);
+            (void)dss_widen(operation->dtype, bytes, sum, piece / width);
+            (void)dss_narrow_scaled(operation->dtype, sum, weight, hierarchy->correction + at, piece / width);
+            (void)dss_narrow_scaled(operation->dtype, sum, own, negative, piece / width);
+            negative += piece;
+            at += piece;
+        }
+    }
+    free(sum);
+    return sum != NULL;
+}
+
+/* Behind the exchange: the mean over all less its rack's. */
+static void subtract(const chunk_t *chunk) {
+    const dss_operation_t *operation = chunk->operation;
+    const size_t width = dss_dtype_bytes(operation->dtype);
+    const uint8_t *negative = negative_of(chunk);
+    for (size_t i = 0; i < chunk->steps->count; i++) {
+        const step_t *step = &chunk->steps->list[i];
+        if (step->stage != EXCHANGE)
             continue;
-        const size_t count = (size_t)(steps->list[i].end - steps->list[i].begin);
-        uint8_t *mean = hierarchy->correction + steps->list[i].begin * width;
+        const size_t count = (size_t)(step->end - step->begin);
+        uint8_t *mean = operation->hierarchy->correction + (chunk->begin + step->begin) * width;
         (void)dss_combine(operation->dtype, DSS_SUM, mean, negative, 1.0, mean, count);
         negative += count * width;
     }
@@ -295,8 +339,8 @@ static void end_stage(chunk_t *chunk) {
     dss_operation_t *operation = chunk->operation;
     operation->hierarchy->inside[chunk->stage]--;
     chunk->active = false;
-    if (chunk->stage == EXCHANGE && operation->kind == DSS_OPERATION_CROSSING)
-        subtract(operation);
+    if (chunk->stage == EXCHANGE && dss_is_crossing(operation->kind))
+        subtract(chunk);
     chunk->stage++;
     if (chunk->stage == STAGE_COUNT)
         operation->hierarchy->finished++;
@@ -307,6 +351,10 @@ static void begin_stage(chunk_t *chunk) {
     dss_operation_t *operation = chunk->operation;
     chunk->active = true;
     operation->hierarchy->inside[chunk->stage]++;
+    if (chunk->stage == EXCHANGE && dss_is_crossing(operation->kind) && !weigh(chunk)) {
+        dss_operation_fail(operation, DSS_ERR_NO_MEMORY, "transfer", "out of memory for an operation");
+        return;
+    }
     for (size_t i = 0; i < chunk->steps->count && !operation->completed; i++)
         if (chunk->steps->list[i].stage == way_up(chunk->stage) && !post_step(chunk, &chunk->steps->list[i]))
             return;
@@ -355,56 +403,33 @@ static void stage_done(void *argument, dss_status_t status, const char *text) {
 
 /* ---- begin and end ------------------------------------------------------------------------------------------------------ */
 
-/* Reads the spans that this member exchanges: its rack's share of the mean, and what is to be taken off it again. */
-static bool read_own(dss_operation_t *operation) {
+static bool make_correction(dss_operation_t *operation) {
     dss_hierarchy_t *hierarchy = operation->hierarchy;
     const dss_engine_t *engine = operation->engine;
     const size_t width = dss_dtype_bytes(operation->dtype);
-    const size_t wide = dss_dtype_bytes(dss_dtype_accumulator(operation->dtype));
-    const steps_t *steps = &hierarchy->steps[1];
-    const dss_segment_t whole = {NULL, (size_t)operation->element_count};
-    uint32_t in_rack = 0;
-    size_t own = 0;
     for (uint32_t i = 0; i < operation->member_count; i++)
-        in_rack += engine->racks[rank_of(operation, i)] == engine->racks[engine->identity.rank];
-    for (size_t i = 0; i < steps->count; i++)
-        own += steps->list[i].stage == EXCHANGE ? (size_t)(steps->list[i].end - steps->list[i].begin) : 0;
-    hierarchy->correction = malloc((size_t)operation->segments.bytes + 1);
+        hierarchy->in_rack += engine->racks[rank_of(operation, i)] == engine->racks[engine->identity.rank];
+    const size_t own = hierarchy->chunk_count == 0
+                           ? 0
+                           : (hierarchy->chunk_count - 1) * exchanged(&hierarchy->steps[0]) + exchanged(&hierarchy->steps[1]);
+    hierarchy->correction = operation->snapshot ? operation->snapshot : malloc((size_t)operation->segments.bytes + 1);
+    operation->snapshot = NULL;
     hierarchy->negative = malloc(own * width + 1);
-    uint8_t *sum = malloc(own * wide + 1);
-    const dss_segment_t correction = {hierarchy->correction, whole.element_count};
-    bool done = hierarchy->correction && hierarchy->negative && sum &&
-                dss_segments_create(&hierarchy->correction_segments, &correction, 1, width) == DSS_OK;
-    uint8_t *negative = hierarchy->negative;
-    for (size_t i = 0; done && i < steps->count; i++) {
-        uint64_t at = steps->list[i].begin * width;
-        const uint64_t end = steps->list[i].end * width;
-        while (steps->list[i].stage == EXCHANGE && at < end) {
-            size_t piece = 0;
-            const uint8_t *values = dss_segments_at(&operation->segments, at, &piece);
-            piece = piece < end - at ? piece : (size_t)(end - at);
-            (void)dss_widen(operation->dtype, values, sum, piece / width);
-            (void)dss_narrow_scaled(operation->dtype, sum, (double)in_rack / operation->member_count, hierarchy->correction + at,
-                                    piece / width);
-            (void)dss_narrow_scaled(operation->dtype, sum, -1.0, negative, piece / width);
-            negative += piece;
-            at += piece;
-        }
-    }
-    free(sum);
-    return done;
+    const dss_segment_t correction = {hierarchy->correction, (size_t)operation->element_count};
+    return hierarchy->correction && hierarchy->negative &&
+           dss_segments_create(&hierarchy->correction_segments, &correction, 1, width) == DSS_OK;
 }
 
 static bool make_chunks(dss_operation_t *operation) {
     const uint64_t width = dss_dtype_bytes(operation->dtype);
     const uint64_t elements = operation->element_count;
-    const bool is_crossing = operation->kind == DSS_OPERATION_CROSSING; /* nobody waits for it: one chunk */
+    const bool of_means = operation->kind == DSS_OPERATION_CROSSING_OF_MEANS; /* read now, and nobody waits for it: one chunk */
     uint64_t bytes = elements * width / CHUNKS_WANTED;
     bytes = bytes < CHUNK_LEAST ? CHUNK_LEAST : bytes;
     bytes = bytes > CHUNK_MOST ? CHUNK_MOST : bytes;
     bytes = bytes < elements * width / CHUNKS_MOST + 1 ? elements * width / CHUNKS_MOST + 1 : bytes;
     uint64_t each = (bytes / width + 63) / 64 * 64;
-    each = is_crossing || each > elements ? elements : each;
+    each = of_means || each > elements ? elements : each;
     dss_hierarchy_t *hierarchy = calloc(1, sizeof *hierarchy);
     if (!hierarchy)
         return false;
@@ -413,13 +438,14 @@ static bool make_chunks(dss_operation_t *operation) {
     hierarchy->chunks = calloc(hierarchy->chunk_count + 1, sizeof *hierarchy->chunks);
     const uint64_t last = hierarchy->chunk_count == 0 ? 0 : elements - (hierarchy->chunk_count - 1) * each;
     if (!hierarchy->chunks || (hierarchy->chunk_count > 1 && !make_steps(operation, each, &hierarchy->steps[0])) ||
-        (last > 0 && !make_steps(operation, last, &hierarchy->steps[1])) || (is_crossing && !read_own(operation)))
+        (last > 0 && !make_steps(operation, last, &hierarchy->steps[1])) ||
+        (dss_is_crossing(operation->kind) && !make_correction(operation)))
         return false;
     for (uint32_t i = 0; i < hierarchy->chunk_count; i++)
         hierarchy->chunks[i] = (chunk_t){.operation = operation,
                                          .begin = i * each,
                                          .steps = &hierarchy->steps[i + 1 == hierarchy->chunk_count],
-                                         .stage = is_crossing ? EXCHANGE : SCATTER_IN_HOST};
+                                         .stage = of_means ? EXCHANGE : SCATTER_IN_HOST};
     return true;
 }
 
@@ -456,7 +482,7 @@ dss_status_t dss_operation_correct(const dss_operation_t *operation, const dss_s
     uint64_t count = 0;
     for (size_t i = 0; i < segment_count; i++)
         count += segments[i].element_count;
-    if (operation->kind != DSS_OPERATION_CROSSING || count != operation->element_count)
+    if (!dss_is_crossing(operation->kind) || count != operation->element_count)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "%s: %llu elements are to be corrected, it has %llu", operation->what,
                         (unsigned long long)count, (unsigned long long)operation->element_count);
     const dss_status_t status = dss_operation_result(operation, error_p);

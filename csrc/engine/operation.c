@@ -46,7 +46,7 @@ static bool is_in_one_place(const dss_operation_t *operation) {
 static dss_algorithm_t choose(const dss_operation_t *operation) {
     if (operation->skips[DSS_PHASE_REDUCE] || operation->skips[DSS_PHASE_GATHER])
         return DSS_SHARDED;
-    if (operation->kind == DSS_OPERATION_CROSSING && !operation->parent)
+    if (dss_is_crossing(operation->kind) && !operation->parent)
         return DSS_HIERARCHY;
     if (operation->member_count == 1)
         return DSS_ALONE;
@@ -518,9 +518,10 @@ void dss_operation_check(dss_operation_t *operation) {
 void dss_signature_describe(const dss_signature_t *signature, char *text, size_t capacity) {
     if (signature->kind == DSS_OPERATION_BARRIER)
         (void)snprintf(text, capacity, "barrier over %u ranks", signature->member_count);
-    else if (signature->kind == DSS_OPERATION_CROSSING)
-        (void)snprintf(text, capacity, "crossing of %llu x %s over %u ranks", (unsigned long long)signature->element_count,
-                       dss_dtype_name(signature->dtype), signature->member_count);
+    else if (dss_is_crossing((dss_operation_kind_t)signature->kind))
+        (void)snprintf(text, capacity, "crossing of %s%llu x %s over %u ranks",
+                       signature->kind == DSS_OPERATION_CROSSING_OF_MEANS ? "means, " : "",
+                       (unsigned long long)signature->element_count, dss_dtype_name(signature->dtype), signature->member_count);
     else
         (void)snprintf(text, capacity, "%s%s of %llu x %s over %u ranks",
                        signature->kind == DSS_OPERATION_AVERAGE ? "average" : "all_reduce ",

@@ -65,14 +65,14 @@ static dss_status_t check_params(const dss_engine_t *engine, const dss_operation
     if (params->params_bytes != sizeof *params || !params->done)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "params: %zu bytes, expected %zu, and a callback", params->params_bytes,
                         sizeof *params);
-    if (params->kind < DSS_OPERATION_AVERAGE || params->kind > DSS_OPERATION_CROSSING)
+    if (params->kind < DSS_OPERATION_AVERAGE || params->kind > DSS_OPERATION_CROSSING_OF_VALUES)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "kind: %d is unknown", (int)params->kind);
     if (dss_dtype_bytes(params->dtype) == 0 || (moves_values && !dss_reduction_takes(params->reduction, params->dtype)))
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "no %s of %s", dss_reduction_name(params->reduction),
                         dss_dtype_name(params->dtype));
     if (params->key.stage)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "key: stage is %u, and only the engine may set it", params->key.stage);
-    const bool averages = params->kind == DSS_OPERATION_AVERAGE || params->kind == DSS_OPERATION_CROSSING;
+    const bool averages = params->kind == DSS_OPERATION_AVERAGE || dss_is_crossing(params->kind);
     if (averages && (params->reduction != DSS_SUM || params->dtype > DSS_BFLOAT16))
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "an average needs a sum of a floating dtype, got %s of %s",
                         dss_reduction_name(params->reduction), dss_dtype_name(params->dtype));
@@ -85,6 +85,7 @@ static void destroy_operation(dss_operation_t *operation) {
     dss_segments_release(&operation->segments);
     dss_hierarchy_destroy(operation->hierarchy);
     free(operation->scratch);
+    free(operation->snapshot);
     free(operation->text);
     free(operation->members);
     free(operation);
@@ -106,6 +107,18 @@ static void become_stage(dss_operation_t *operation, const dss_stage_t *stage) {
     operation->scale = stage->scale;
     memcpy(operation->skips, stage->skips, sizeof operation->skips);
     operation->signature.element_count = stage->parent->signature.element_count;
+}
+
+/* Outside the lock, as it may take long. */
+static bool take_snapshot(dss_operation_t *operation) {
+    operation->snapshot = malloc((size_t)operation->segments.bytes + 1);
+    for (uint64_t at = 0; operation->snapshot && at < operation->segments.bytes;) {
+        size_t piece = 0;
+        const uint8_t *bytes = dss_segments_at(&operation->segments, at, &piece);
+        memcpy(operation->snapshot + at, bytes, piece);
+        at += piece;
+    }
+    return operation->snapshot != NULL;
 }
 
 static dss_operation_t *make_operation(dss_engine_t *engine, const dss_operation_params_t *params, const dss_stage_t *stage,
@@ -152,6 +165,8 @@ static dss_operation_t *make_operation(dss_engine_t *engine, const dss_operation
         dss_segments_create(&operation->segments, params->segments, params->segment_count, dss_dtype_bytes(params->dtype));
     if (stage)
         become_stage(operation, stage);
+    if (status == DSS_OK && !stage && params->kind == DSS_OPERATION_CROSSING_OF_VALUES && !take_snapshot(operation))
+        status = DSS_ERR_NO_MEMORY;
     if (status == DSS_OK && !dss_operation_plan(operation))
         status = DSS_ERR_NO_MEMORY;
     if (status != DSS_OK) {

@@ -88,8 +88,9 @@ DSS_API void dss_engine_transfers(dss_engine_t *engine, uint64_t *bytes, uint64_
 typedef enum dss_operation_kind {
     DSS_OPERATION_AVERAGE = 1, /* the mean over the members; floating dtypes; the reduction is SUM */
     DSS_OPERATION_ALL_REDUCE = 2,
-    DSS_OPERATION_BARRIER = 3,  /* no elements */
-    DSS_OPERATION_CROSSING = 4, /* an average between racks, for later: see dss_operation_correct() */
+    DSS_OPERATION_BARRIER = 3,           /* no elements */
+    DSS_OPERATION_CROSSING_OF_MEANS = 4, /* averages between racks, for later: see dss_operation_correct() */
+    DSS_OPERATION_CROSSING_OF_VALUES = 5,
 } dss_operation_kind_t;
 
 /* Operations with the same key meet. A channel holds what must stay in step: after an error on it, all of it fails, on every rank.
@@ -136,11 +137,12 @@ DSS_API dss_status_t dss_engine_post(dss_engine_t *engine, const dss_operation_p
 DSS_API int dss_operation_wait(dss_operation_t *operation, uint64_t timeout_ns);
 /* After it: the operation's status and text (fills *error_p if it is not DSS_OK). */
 DSS_API dss_status_t dss_operation_result(const dss_operation_t *operation, dss_error_t *error_p);
-/* Of a CROSSING that is done: adds its correction to the segments, of as many elements in all.
+/* Of a crossing that is done: adds its correction to the segments, of as many elements in all.
  *
- * A crossing is posted with values that are equal on all members of one rack, the rack's mean. They are read at once and may change
- * afterwards. When it is done, the correction is there: the mean over all members less the rack's mean that was posted, the same
- * to the last bit on all members of the rack. Corrections sum to zero over the members. */
+ * A crossing's values are read at once and may change afterwards. When it is done, the correction is there: the mean over all
+ * members less the rack's mean of what was posted, the same to the last bit on all members of the rack. Corrections sum to zero
+ * over the members. One of means is posted with values that are equal on all members of a rack, its mean; one of values with any.
+ */
 DSS_API dss_status_t dss_operation_correct(const dss_operation_t *operation, const dss_segment_t *segments, size_t segment_count,
                                            dss_error_t *error_p);
 /* The caller needs the handle no more; the operation goes on. NULL is allowed. */

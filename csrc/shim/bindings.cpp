@@ -153,6 +153,9 @@ void bindCore(py::module_ &m) {
             "is_crossing", [](const PlanHandle &plan, uint32_t round) { return dss_plan_is_crossing(plan.get(), round) != 0; },
             py::arg("round"))
         .def(
+            "keeps_values", [](const PlanHandle &plan, uint32_t round) { return dss_plan_keeps_values(plan.get(), round) != 0; },
+            py::arg("round"))
+        .def(
             "rack_of", [](const PlanHandle &plan, uint32_t rank) { return dss_plan_rack_of(plan.get(), rank); }, py::arg("rank"))
         .def("longest_wait", [](const PlanHandle &plan) { return dss_plan_longest_wait(plan.get()); })
         .def("cost", &costOf, py::arg("topology"), py::arg("model_bytes"), py::arg("compute_s") = 0.0)

@@ -21,7 +21,7 @@ struct Staged {
     at::Tensor host;
 };
 
-// A crossing that waits for its rack's mean, and, once posted, for settle().
+// A crossing that waits to be posted, and then for settle().
 struct PendingCrossing {
     uint64_t step;
     EngineOperation operation;
@@ -125,12 +125,12 @@ struct NativeAverager::State {
         }
     }
 
-    // Those of the group that are in this rank's rack, where the plan lets the others wait.
-    std::vector<uint32_t> ownRack(uint32_t round, const std::vector<uint32_t> &members) const {
+    bool crossesLate(const Part &part) const {
+        return delays && part.crossing != Crossing::Awaited && part.round < kRackRound && dss_plan_delay(plan.get()) > 0 &&
+               dss_plan_is_crossing(plan.get(), part.round);
+    }
+    std::vector<uint32_t> ownRack(const std::vector<uint32_t> &members) const {
         const auto *core = plan.get();
-        if (!delays || round >= kRackRound || !dss_plan_is_crossing(core, round) || dss_plan_delay(core) == 0) {
-            return members;
-        }
         std::vector<uint32_t> rack;
         std::copy_if(members.begin(), members.end(), std::back_inserter(rack),
                      [&](uint32_t member) { return dss_plan_rack_of(core, member) == dss_plan_rack_of(core, engine->rank()); });
@@ -191,13 +191,14 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
 
     auto staged = std::make_shared<std::vector<Staged>>();
     const auto since = std::chrono::steady_clock::now();
-    auto crossings = std::make_shared<std::vector<PendingCrossing>>();
-    auto done = [state = state_, work, staged, streams, since, crossings, what, timeout](const std::exception_ptr &failure) {
+    auto crossings = std::make_shared<std::vector<PendingCrossing>>();        // of values, and so with the operations
+    auto crossingsOfMeans = std::make_shared<std::vector<PendingCrossing>>(); // behind the averages of their racks
+    auto done = [state = state_, work, staged, streams, since, crossingsOfMeans, what, timeout](const std::exception_ptr &failure) {
         auto outcome = failure;
         if (!outcome) {
             try {
                 at::AutoDispatchBelowADInplaceOrView raw;
-                for (auto &crossing : *crossings) {
+                for (auto &crossing : *crossingsOfMeans) {
                     state->cross(std::move(crossing), what, timeout);
                 }
                 for (const auto &pair : *staged) {
@@ -224,35 +225,39 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
             if (members.size() < 2) {
                 continue;
             }
-            const auto rack = part.crossing == Crossing::Awaited ? members : state_->ownRack(part.round, members);
+            const bool late = state_->crossesLate(part);
+            const bool keepsValues = late && dss_plan_keeps_values(state_->plan.get(), part.round) != 0;
+            const auto rack = late ? state_->ownRack(members) : members;
             const uint64_t shapes = hashShapes(part.tensors, layout);
             for (auto &tensors : byDtype(part.tensors)) {
                 const Tensors originals = tensors;
                 for (auto &tensor : tensors) {
-                    if (!isInPlace(tensor)) {
-                        staged->push_back({tensor, tensor.is_cpu() ? tensor.contiguous() : streams->toHost(tensor, /*copy=*/true)});
-                        tensor = staged->back().host;
+                    if (isInPlace(tensor)) {
+                        continue;
+                    }
+                    const auto original = tensor;
+                    tensor = tensor.is_cpu() ? tensor.contiguous() : streams->toHost(tensor, /*copy=*/true);
+                    if (!keepsValues) {
+                        staged->push_back({original, tensor});
                     }
                 }
                 const uint32_t bucket = (part.round & 0xffffffu) << 8 | (numbers[part.round]++ & 0xffu);
                 const double size = static_cast<double>(rack.size());
                 double sent = 2 * (size - 1) / size;
-                if (size > 1) {
+                if (size > 1 && !keepsValues) {
                     operations.push_back(
                         {DSS_OPERATION_AVERAGE, DSS_SUM, {state_->channel, sequence, bucket, 0}, rack, tensors, shapes});
                 }
                 if (rack.size() < members.size()) { // a channel a step: crossings that nobody waits for any more may fail alone
-                    crossings->push_back({step,
-                                          {DSS_OPERATION_CROSSING,
-                                           DSS_SUM,
-                                           {dss_hash(&step, sizeof(step), state_->channel), sequence, bucket, 0},
-                                           members,
-                                           tensors,
-                                           shapes},
-                                          originals,
-                                          part.crossing == Crossing::Positive,
-                                          nullptr});
-                    sent += (1 + (size - 1)) / size; // its share to another rack, and gathered in its own
+                    const auto kind = keepsValues ? DSS_OPERATION_CROSSING_OF_VALUES : DSS_OPERATION_CROSSING_OF_MEANS;
+                    const dss_key_t key{dss_hash(&step, sizeof(step), state_->channel), sequence, bucket, 0};
+                    (keepsValues ? crossings : crossingsOfMeans)
+                        ->push_back({step,
+                                     {kind, DSS_SUM, key, members, tensors, shapes},
+                                     originals,
+                                     part.crossing == Crossing::Positive,
+                                     nullptr});
+                    sent += keepsValues ? 1 / size : 1; // its share to another rack; of means also gathered in its own
                 }
                 std::lock_guard<std::mutex> lock(state_->mutex);
                 state_->stats.bytesSent += static_cast<uint64_t>(sent * bytesOf(tensors));
@@ -262,14 +267,17 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
         done(std::current_exception());
         throw;
     }
-    auto post = [state = state_, work, streams, operations = std::move(operations), what = std::move(what), timeout, willWait,
-                 done](bool dropped) {
+    auto post = [state = state_, work, streams, operations = std::move(operations), crossings, what = std::move(what), timeout,
+                 willWait, done](bool dropped) {
         if (dropped) {
             done(averagerShutDown(what));
             return;
         }
         try {
             streams->synchronize();
+            for (auto &crossing : *crossings) {
+                state->cross(std::move(crossing), what, timeout);
+            }
             work->driveBy(state->engine->post(operations, what, timeout, willWait, done));
         } catch (...) {
             done(std::current_exception());

@@ -123,16 +123,18 @@ static void sums_and_means_are_exact(void) {
         run_layout(&layouts[i], sum_all);
 }
 
-static void cross(dss_engine_t *engine, uint32_t rank, void *argument) {
-    const layout_t *layout = argument;
+static float crossed(const layout_t *layout, dss_operation_kind_t kind, uint32_t rank, size_t i) {
+    return value_of(kind == DSS_OPERATION_CROSSING_OF_MEANS ? layout->rack_of[rank] : rank, i); /* means are equal in a rack */
+}
+
+static void cross(dss_engine_t *engine, uint32_t rank, const layout_t *layout, dss_operation_kind_t kind) {
     CHECK_STATUS(dss_engine_set_racks(engine, layout->rack_of, NULL), DSS_OK);
-    const size_t count = 50001;
-    const uint32_t own_rack = layout->rack_of[rank];
+    const size_t count = kind == DSS_OPERATION_CROSSING_OF_MEANS ? 50001 : 500001; /* one chunk; several */
     float *values = malloc(count * sizeof *values);
     for (size_t i = 0; i < count; i++)
-        values[i] = value_of(own_rack, i); /* equal in a rack */
+        values[i] = crossed(layout, kind, rank, i);
     call_t call = {0};
-    post(engine, DSS_OPERATION_CROSSING, DSS_FLOAT32, 5, values, count, &call);
+    post(engine, kind, DSS_FLOAT32, 5, values, count, &call);
     for (size_t i = 0; i < count; i++)
         values[i] = 100; /* read at once */
     wait_for(&call);
@@ -144,19 +146,41 @@ static void cross(dss_engine_t *engine, uint32_t rank, void *argument) {
     CHECK_CONTAINS(error.text, "11 elements");
     for (size_t i = 0; i < count; i++) {
         double mean = 0;
-        for (uint32_t j = 0; j < layout->world_size; j++)
-            mean += (double)value_of(layout->rack_of[j], i) / layout->world_size;
-        CHECK_FOR(fabs((double)values[i] - (100 + mean - (double)value_of(own_rack, i))) < 1e-4, "%s, rank %u, element %zu: %g",
-                  layout->name, rank, i, (double)values[i]);
+        double rack_sum = 0;
+        uint32_t in_rack = 0;
+        for (uint32_t j = 0; j < layout->world_size; j++) {
+            const bool own = layout->rack_of[j] == layout->rack_of[rank];
+            mean += (double)crossed(layout, kind, j, i) / layout->world_size;
+            rack_sum += own ? (double)crossed(layout, kind, j, i) : 0;
+            in_rack += own;
+        }
+        CHECK_FOR(fabs((double)values[i] - (100 + mean - rack_sum / in_rack)) < 1e-4, "%s, kind %d, rank %u, element %zu: %g",
+                  layout->name, (int)kind, rank, i, (double)values[i]);
     }
     dss_operation_release(call.operation);
     free(values);
 }
 
-static void crossings_leave_the_weighted_difference(void) {
+static void cross_means(dss_engine_t *engine, uint32_t rank, void *argument) {
+    cross(engine, rank, argument, DSS_OPERATION_CROSSING_OF_MEANS);
+}
+
+static void cross_values(dss_engine_t *engine, uint32_t rank, void *argument) {
+    cross(engine, rank, argument, DSS_OPERATION_CROSSING_OF_VALUES);
+}
+
+static void run_crossings(void (*body)(dss_engine_t *engine, uint32_t rank, void *argument)) {
     for (size_t i = 0; i < 4; i++)
-        run_layout(&layouts[i], cross);
-    run_layout(&layouts[5], cross);
+        run_layout(&layouts[i], body);
+    run_layout(&layouts[5], body);
+}
+
+static void crossings_of_means_leave_the_weighted_difference(void) {
+    run_crossings(cross_means);
+}
+
+static void crossings_of_values_leave_the_weighted_difference(void) {
+    run_crossings(cross_values);
 }
 
 static void differ(dss_engine_t *engine, uint32_t rank, void *argument) {
@@ -194,7 +218,8 @@ static void a_host_is_in_one_rack(void) {
 
 int main(void) {
     RUN(sums_and_means_are_exact);
-    RUN(crossings_leave_the_weighted_difference);
+    RUN(crossings_of_means_leave_the_weighted_difference);
+    RUN(crossings_of_values_leave_the_weighted_difference);
     RUN(sizes_that_differ_fail_on_all);
     RUN(a_host_is_in_one_rack);
     return 0;
