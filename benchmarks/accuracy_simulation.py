@@ -2,7 +2,8 @@
 
 A step is what dssync_pg does to an unmodified DDP script: each worker takes its own optimizer step on its own gradient, then
 parameters, BatchNorm's running statistics and, where asked, optimizer state are averaged inside the groups of the plan's round.
-Where whole racks cross late, every worker of a rack takes the rack's mean at once, and the correction some steps later.
+Where whole racks cross late, all workers of a rack add the same correction some steps later, the mean of the racks less their own
+of the values at the crossing. Until then they keep their values, or, where the plan says so, take the rack's mean at once.
 tests/python/test_accuracy.py holds this against real ranks over backend="dssync".
 """
 
@@ -83,7 +84,7 @@ class Part:
 
 @dataclass
 class Crossing:
-    """Of one part: what its rows still lack of the average over the racks."""
+    """Of one part: what the mean of its rack lacked of the average over the racks."""
 
     step: int
     part: Part
@@ -117,11 +118,14 @@ class Averager:
         number = self.plan.round_at(turn, stripe)
         exact = step < self.warmup_steps
         late = self.plan.delay > 0 and self.plan.is_crossing(number) and not exact
-        matrix = self._exact if exact else self._racks if late else self._rounds[number]
+        matrix = self._exact if exact else self._rounds[number]
         for part in parts:
-            part.rows.copy_(matrix @ part.rows)
             if late:
-                self._crossings.append(Crossing(step, part, self._rounds[number] @ part.rows - part.rows))
+                self._crossings.append(Crossing(step, part, (matrix - self._racks) @ part.rows))
+            if not late:
+                part.rows.copy_(matrix @ part.rows)
+            elif not self.plan.keeps_values(number):
+                part.rows.copy_(self._racks @ part.rows)
 
     def average_in_racks(self, parts: list[Part]) -> None:
         for part in parts:

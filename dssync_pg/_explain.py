@@ -123,9 +123,12 @@ def _crossings(count: int) -> str:
 
 
 def _delay(plan: Plan) -> str:
+    later = f"its correction arrives {_count(plan.delay, 'step')} later"
     if not plan.delay:
         return "all wait for it"
-    return f"its correction arrives {_count(plan.delay, 'step')} later, so that nobody waits for an uplink"
+    if any(map(plan.keeps_values, range(plan.period))):
+        return f"workers keep their values until {later}, so that nobody waits for it"
+    return f"racks take their mean at once, {later}, so that nobody waits for an uplink"
 
 
 def _contraction(rho: float) -> str:

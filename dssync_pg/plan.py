@@ -198,6 +198,14 @@ class Plan:
         """Whether whole racks average with each other in this round, the part between racks in the background."""
         return self.core.is_crossing(round)
 
+    def keeps_values(self, round: int) -> bool:
+        """Whether workers keep their values in this crossing until its correction: their group's mean less their rack's.
+
+        Both means are of the values at the crossing. So it is where the rounds inside racks alone bring each rack to the same
+        values; elsewhere the workers of a rack take its mean at once. False with delay 0.
+        """
+        return self.core.keeps_values(round)
+
     @property
     def delay(self) -> int:
         """tau: steps until the correction of a crossing is applied; 0: it is waited for."""
@@ -281,6 +289,7 @@ class Plan:
         lines = [f"{self.world_size} ranks, {self.summary()}"]
         for index in range(min(self.period, _SHOWN_ROUNDS)):
             crossing = ", across racks" if self.is_crossing(index) else ""
+            crossing += ", values kept" if self.keeps_values(index) else ""
             lines.append(f"  round {index}{crossing}: {_groups_line(self.core.groups(index))}")
         if self.period > _SHOWN_ROUNDS:
             lines.append(f"  and {self.period - _SHOWN_ROUNDS} more rounds")

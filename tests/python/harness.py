@@ -95,7 +95,7 @@ def run_ranks(
     env: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
     backend: str = "dssync",
     pg_options: Any = None,
-    pg_timeout: float = 30.0,
+    pg_timeout: float | Sequence[float] = 30.0,
     init: bool = True,
     store: str = "tcp",
     check: bool = True,
@@ -103,7 +103,7 @@ def run_ranks(
 ) -> list[Any]:
     """Calls fn(rank, world_size, *args) on every rank, between init_process_group and destroy_process_group.
 
-    timeout: seconds for the whole run. pg_timeout: that of the process group, in seconds.
+    timeout: seconds for the whole run. pg_timeout: that of the process group, in seconds, for all ranks or a list with one a rank.
     env: variables for all ranks, or one mapping a rank. pg_options: an object for all ranks, or a list with one a rank.
     init=False: no process group is made; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set so that
     `init_process_group(backend)` works as under torchrun, and `rank_store()` gives a store that all ranks share.
@@ -123,7 +123,7 @@ def run_ranks(
                     payload=pickle.dumps((fn, args, pg_options[rank] if isinstance(pg_options, list) else pg_options)),
                     env={**os.environ, **where, **((env[rank] if isinstance(env, Sequence) else env) or {})},
                     backend=backend if init else None,
-                    pg_timeout=pg_timeout,
+                    pg_timeout=pg_timeout[rank] if isinstance(pg_timeout, Sequence) else pg_timeout,
                     output=str(Path(folder, f"rank{rank}")),
                     interpreter_exit=interpreter_exit,
                 )

@@ -228,7 +228,7 @@ def racks_of(sizes, nic="500 Mbit/s", uplink="100 Mbit/s"):
 
 BED = Topology.uniform(2, 4, nic="500 Mbit/s", uplink="100 Mbit/s")
 
-rack_sizes = st.lists(st.integers(1, 4), min_size=2, max_size=5) | st.builds(
+rack_sizes = st.lists(st.integers(1, 5), min_size=2, max_size=5) | st.builds(
     lambda r, w: [w] * r, st.integers(2, 6), st.integers(1, 4)
 )
 
@@ -245,8 +245,8 @@ def racked_plans(draw, kinds=("leaders", "striped", "hybrid")):
 class Replicas:
     """One number a stripe on every worker, averaged step by step as the plan says.
 
-    Crossings by their definition: the racks of a group take their own means, and `delay` steps later every worker of a rack adds
-    what its mean lacked.
+    Crossings by their definition: `delay` steps later every worker of a rack adds what the rack's mean lacked of the group's.
+    Until then workers keep their values, or all of the rack take its mean at once.
     """
 
     def __init__(self, plan, seed, step):
@@ -256,13 +256,14 @@ class Replicas:
         self.rack_of = np.array(plan.rack_of)
         self.corrections = []  # (step, stripe, members, what to add)
 
-    def cross(self, stripe, group):
+    def cross(self, stripe, index, group):
         values = self.values[stripe]
         group_mean = values[group].mean()
         for rack in np.unique(self.rack_of[group]):
             members = np.flatnonzero(self.rack_of == rack)
             rack_mean = values[members].mean()
-            values[members] = rack_mean
+            if not self.plan.keeps_values(index):
+                values[members] = rack_mean
             self.corrections.append((self.step + self.plan.delay, stripe, members, group_mean - rack_mean))
 
     def average(self):
@@ -270,7 +271,7 @@ class Replicas:
             index = self.plan.round_at(self.step, stripe)
             for group in self.rounds[index]:
                 if self.plan.is_crossing(index):
-                    self.cross(stripe, group)
+                    self.cross(stripe, index, group)
                 else:
                     self.values[stripe, group] = self.values[stripe, group].mean()
         for due, stripe, members, lacking in self.corrections:
@@ -342,6 +343,39 @@ def test_delayed_crossings_keep_moving_workers_together(plan, seed):
 
 
 @given(racked_plans())
+def test_workers_keep_their_values_where_a_period_brings_each_rack_together(plan):
+    inside, racks = np.eye(plan.world_size), np.equal.outer(plan.rack_of, plan.rack_of)
+    for index, matrix in enumerate(matrices(plan)):
+        if not plan.is_crossing(index):
+            inside = matrix @ inside
+    together = np.allclose(inside, racks / racks.sum(axis=0), atol=1e-12)
+    for index in range(plan.period):
+        kept = together and plan.kind == "striped" and plan.is_crossing(index) and plan.delay > 0
+        assert plan.keeps_values(index) == kept
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept", "parameters"),
+    [
+        ((2, 2), True, {}),
+        ((1, 3), True, {}),
+        ((2, 3), True, {}),
+        ((4, 4, 4, 4), True, {}),
+        ((2, 3), False, {"delay": 0}),  # a delay of 0: an exact average over all racks
+        ((2, 3), False, {"plan": "hybrid"}),  # nobody averages between crossings
+        ((4, 4), False, {"max_period": 2, "delay": 1}),  # one round inside racks is not enough for 4
+        ((1, 5), False, {}),  # a prime one: its rounds are random
+    ],
+)
+def test_which_plans_keep_values(sizes, kept, parameters):
+    plan = Plan.create(**{"plan": "striped", "topology": racks_of(sizes), "delay": 1, **parameters})
+    crossings = [index for index in range(plan.period) if plan.is_crossing(index)]
+    assert [plan.keeps_values(index) for index in crossings] == [kept] * len(crossings)
+    assert str(plan).count("values kept") == (len(crossings) if kept else 0)
+    assert ("keep their values" in plan.explain()) == kept
+
+
+@given(racked_plans())
 def test_plans_around_racks_survive_bytes_and_print(plan):
     same = pickle.loads(pickle.dumps(plan))
     assert same == plan
@@ -354,6 +388,7 @@ def test_plans_around_racks_survive_bytes_and_print(plan):
     )
     crossings = [plan.is_crossing(index) for index in range(plan.period)]
     assert [same.is_crossing(index) for index in range(plan.period)] == crossings
+    assert [same.keeps_values(index) for index in range(plan.period)] == [plan.keeps_values(index) for index in range(plan.period)]
     assert str(plan).count("across racks") == sum(crossings)
     assert plan.explain().startswith(f"{plan.kind} plan for {plan.world_size} worker")
 
