@@ -4,7 +4,11 @@
  * On vectors of mean zero, which every round keeps so, the matrix is M = W_P ... W_1, and rho^2 is the largest eigenvalue of
  * M' M. Each W is symmetric, so M' applies the rounds backwards and a product costs 2 N P, never N^2. Lanczos finds the largest
  * eigenvalue in some ten products where power iteration would stall on close ones. Only three vectors are kept: the orthogonality
- * that is lost without the others brings copies of eigenvalues already found, which do not move the largest.
+ * that is lost without the others brings copies of eigenvalues already found, which do not move the largest. M' M knows no rho
+ * below the root of rounding, so exact consensus is asked for first (plan_wait.c).
+ *
+ * In a crossing in which workers keep their values W = I + M - R, with M the mean over the group and R that over the rack: as M R =
+ * R M = M, it is a projection like the averages. When the correction comes does not matter to the product of a period's rounds.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -25,27 +29,46 @@ typedef struct lanczos {
     double *product;  /* [N] becomes q_{k+1} */
     double *diagonal; /* [MAX_ITERATIONS] of the tridiagonal matrix */
     double *coupling; /* [MAX_ITERATIONS] beside the diagonal: coupling[k] joins k and k + 1 */
+    double *scratch;  /* [2 * rack_count] of dss_round_average */
 } lanczos_t;
 
-void dss_round_average(const dss_plan_t *plan, uint32_t round, double *values) {
+static double mean_of(const uint32_t *members, uint32_t member_count, const double *values) {
+    double sum = 0;
+    for (uint32_t i = 0; i < member_count; i++)
+        sum += values[members[i]];
+    return sum / member_count;
+}
+
+static void find_rack_means(const dss_plan_t *plan, const double *values, double *means, double *sizes) {
+    for (uint32_t rack = 0; rack < plan->rack_count; rack++)
+        means[rack] = sizes[rack] = 0;
+    for (uint32_t rank = 0; rank < plan->world_size; rank++) {
+        means[plan->rack_of[rank]] += values[rank];
+        sizes[plan->rack_of[rank]]++;
+    }
+    for (uint32_t rack = 0; rack < plan->rack_count; rack++)
+        means[rack] /= sizes[rack];
+}
+
+void dss_round_average(const dss_plan_t *plan, uint32_t round, double *values, double *scratch) {
+    const int keeps_values = plan->crossing[round] == DSS_CROSSING_VALUES;
     const uint32_t group_count = dss_plan_group_count(plan, round);
+    if (keeps_values)
+        find_rack_means(plan, values, scratch, scratch + plan->rack_count);
     for (uint32_t group = 0; group < group_count; group++) {
         uint32_t member_count;
         const uint32_t *members = dss_plan_members(plan, round, group, &member_count);
-        double sum = 0;
+        const double mean = mean_of(members, member_count, values);
         for (uint32_t i = 0; i < member_count; i++)
-            sum += values[members[i]];
-        const double mean = sum / member_count;
-        for (uint32_t i = 0; i < member_count; i++)
-            values[members[i]] = mean;
+            values[members[i]] = keeps_values ? values[members[i]] + mean - scratch[plan->rack_of[members[i]]] : mean;
     }
 }
 
-static void apply_twice(const dss_plan_t *plan, double *values) {
+static void apply_twice(const dss_plan_t *plan, double *values, double *scratch) {
     for (uint32_t round = 0; round < plan->period; round++)
-        dss_round_average(plan, round, values);
+        dss_round_average(plan, round, values, scratch);
     for (uint32_t round = plan->period - 1; round-- > 0;) /* the last round is a projection: once is enough */
-        dss_round_average(plan, round, values);
+        dss_round_average(plan, round, values, scratch);
 }
 
 static void remove_mean(double *values, uint32_t count) {
@@ -95,7 +118,7 @@ static int extend(const dss_plan_t *plan, lanczos_t *state, uint32_t k) {
     const uint32_t count = plan->world_size;
     const double back = k ? state->coupling[k - 1] : 0;
     memcpy(state->product, state->current, count * sizeof(double));
-    apply_twice(plan, state->product);
+    apply_twice(plan, state->product, state->scratch);
     state->diagonal[k] = dot(state->product, state->current, count);
     for (uint32_t i = 0; i < count; i++)
         state->product[i] -= state->diagonal[k] * state->current[i] + back * state->previous[i];
@@ -126,14 +149,15 @@ static double iterate(const dss_plan_t *plan, lanczos_t *state) {
     return estimate;
 }
 
+/* Returns whether there is anything to contract. */
 static int start(const dss_plan_t *plan, lanczos_t *state) {
+    if (dss_plan_wait_from(plan, 0, state->current, state->scratch))
+        return 0;
     dss_random_t random = dss_random_stream(plan->seed, DSS_RANDOM_CONTRACTION, 0);
     for (uint32_t i = 0; i < plan->world_size; i++)
         state->current[i] = (double)(dss_random_next(&random) >> 11) * 0x1p-53 - 0.5;
     remove_mean(state->current, plan->world_size);
     const double norm = sqrt(dot(state->current, state->current, plan->world_size));
-    if (norm == 0)
-        return 0; /* one rank */
     for (uint32_t i = 0; i < plan->world_size; i++)
         state->current[i] /= norm;
     return 1;
@@ -143,10 +167,11 @@ dss_status_t dss_plan_contraction(const dss_plan_t *plan, double *rho_p) {
     if (!plan || !rho_p)
         return DSS_ERR_INVALID_ARGUMENT;
     const size_t count = plan->world_size;
-    double *memory = calloc(3 * count + 2 * (size_t)MAX_ITERATIONS, sizeof *memory);
+    double *memory = calloc(3 * count + 2 * (size_t)MAX_ITERATIONS + 2 * (size_t)plan->rack_count, sizeof *memory);
     if (!memory)
         return DSS_ERR_NO_MEMORY;
-    lanczos_t state = {memory, memory + count, memory + 2 * count, memory + 3 * count, memory + 3 * count + MAX_ITERATIONS};
+    double *rows = memory + 3 * count;
+    lanczos_t state = {memory, memory + count, memory + 2 * count, rows, rows + MAX_ITERATIONS, rows + 2 * (size_t)MAX_ITERATIONS};
     const double rho = start(plan, &state) ? sqrt(iterate(plan, &state)) : 0;
     *rho_p = rho < CONSENSUS ? 0 : rho > 1 ? 1 : rho;
     free(memory);

@@ -118,9 +118,9 @@ dss_status_t dss_plan_finish(dss_plan_t *plan, dss_error_t *error_p) {
             plan->max_group_size = largest;
     }
     plan->hash = dss_plan_content_hash(plan);
-    status = dss_plan_check_connected(plan, error_p);
+    status = dss_plan_check_crossings(plan, error_p);
     if (status == DSS_OK)
-        status = dss_plan_check_crossings(plan, error_p);
+        status = dss_plan_check_connected(plan, error_p);
 done:
     free(scratch);
     return status == DSS_ERR_NO_MEMORY ? fail_memory(error_p, world_size, plan->period) : status;

@@ -1,7 +1,8 @@
 /*
  * The second gate: a plan that crosses racks in the background is right only if every group of a crossing round is made of whole
  * racks, all other rounds stay inside racks while a correction is under way, and the last correction of a stripe has arrived
- * before it crosses again. Then rack means change by crossings only and nothing is counted twice (design rule 8).
+ * before it crosses again. Then rack means change by crossings only and nothing is counted twice (design rule 8). This gate comes
+ * first: the other trusts the racks.
  */
 #include <stdlib.h>
 

@@ -80,17 +80,29 @@ dss_status_t dss_plan_finish(dss_plan_t *plan, dss_error_t *error_p);
 /* finish, and *plan_p if that went well; else the plan is destroyed. */
 dss_status_t dss_plan_hand_over(dss_plan_t *plan, dss_plan_t **plan_p, dss_error_t *error_p);
 
-/* The gate (rule: rho < 1 iff the union of one period's groups connects all ranks). Needs the members. */
-dss_status_t dss_plan_check_connected(const dss_plan_t *plan, dss_error_t *error_p);
-
 /* Stripes, racks, crossings and delay agree with each other and with the groups (rules 7 and 8). Needs the members. */
 dss_status_t dss_plan_check_crossings(const dss_plan_t *plan, dss_error_t *error_p);
+
+/* The gate (rule: rho < 1 iff the union of one period's groups connects all ranks). Needs the members, and crossings that passed.
+ */
+dss_status_t dss_plan_check_connected(const dss_plan_t *plan, dss_error_t *error_p);
 
 /* Hash of what dss_plan_serialize would write before its hash. */
 uint64_t dss_plan_content_hash(const dss_plan_t *plan);
 
-/* One round's averages of one value a rank. */
-void dss_round_average(const dss_plan_t *plan, uint32_t round, double *values);
+/* One round's averages of one value a rank, a crossing's correction included. `scratch`: 2 * rack_count numbers. */
+void dss_round_average(const dss_plan_t *plan, uint32_t round, double *values, double *scratch);
+
+/* Steps from round `first` on until all ranks agree, corrections included, if a period of rounds does that; else 0. `values` is
+ * scratch, a number a rank; the other is that of dss_round_average. */
+uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, double *values, double *scratch);
+/* dss_plan_longest_wait, for callers to whom no memory is not the same as never. */
+dss_status_t dss_plan_find_longest_wait(const dss_plan_t *plan, uint32_t *wait_p);
+
+/* How a round crosses in the background; NONE where it is waited for. */
+static inline dss_crossing_t dss_plan_delayed_crossing(const dss_plan_t *plan, uint32_t round) {
+    return plan->delay ? (dss_crossing_t)plan->crossing[round] : DSS_CROSSING_NONE;
+}
 
 /* Members of a group, and by *member_count_p how many, with no checks. */
 static inline const uint32_t *dss_plan_members(const dss_plan_t *plan, uint32_t round, uint32_t group, uint32_t *member_count_p) {

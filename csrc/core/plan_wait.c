@@ -2,6 +2,10 @@
  * After how many rounds in a row, begun at any of them, everybody holds the mean of all. The product of rounds is J exactly if it
  * takes a vector drawn at random to its mean: the vectors that another product takes there are a subspace, which a draw misses
  * with probability 1. So the question costs as many averages as rounds, not matrices.
+ *
+ * A delayed correction adds one number to all values of a rack, which the local rounds after the crossing leave as it is, and it is
+ * there before the stripe crosses again. So the values are those of a crossing at once, less one correction while that is under
+ * way: all agree as soon as they would at once and the last crossing's correction is there.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -21,31 +25,40 @@ static double spread(const double *values, uint32_t count) {
     return most - least;
 }
 
-/* Rounds from `first` on until all agree, at most a period; 0: they do not. */
-static uint32_t rounds_to_consensus(const dss_plan_t *plan, uint32_t first, double *values) {
+uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, double *values, double *scratch) {
     dss_random_t random = dss_random_stream(plan->seed, DSS_RANDOM_CONTRACTION, 1);
+    uint32_t corrected = 0; /* when the correction of the last crossing is there */
     for (uint32_t rank = 0; rank < plan->world_size; rank++)
         values[rank] = (double)(dss_random_next(&random) >> 11) * 0x1p-53 - 0.5;
     for (uint32_t i = 0; i < plan->period; i++) {
-        dss_round_average(plan, (first + i) % plan->period, values);
+        const uint32_t round = (first + i) % plan->period;
+        dss_round_average(plan, round, values, scratch);
+        if (plan->crossing[round])
+            corrected = i + 1 + plan->delay;
         if (spread(values, plan->world_size) < ROUNDING)
-            return i + 1;
+            return corrected > i + 1 ? corrected : i + 1;
     }
     return 0;
 }
 
-uint32_t dss_plan_longest_wait(const dss_plan_t *plan) {
-    double *values = calloc(plan->world_size, sizeof *values);
+dss_status_t dss_plan_find_longest_wait(const dss_plan_t *plan, uint32_t *wait_p) {
+    const size_t world_size = plan->world_size;
+    double *values = calloc(world_size + 2 * (size_t)plan->rack_count, sizeof *values);
     uint32_t longest = 0;
-    for (uint32_t first = 0; values && first < plan->period; first++) {
-        const uint32_t count = rounds_to_consensus(plan, first, values);
-        if (count == 0) {
-            longest = 0;
-            break;
-        }
-        const uint32_t wait = count + (plan->crossing[(first + count - 1) % plan->period] ? plan->delay : 0);
+    uint32_t wait = 1;
+    if (!values)
+        return DSS_ERR_NO_MEMORY;
+    for (uint32_t first = 0; wait && first < plan->period; first++) {
+        wait = dss_plan_wait_from(plan, first, values, values + world_size);
         longest = wait > longest ? wait : longest;
     }
     free(values);
-    return longest;
+    *wait_p = wait ? longest : 0;
+    return DSS_OK;
+}
+
+uint32_t dss_plan_longest_wait(const dss_plan_t *plan) {
+    uint32_t wait = 0;
+    (void)dss_plan_find_longest_wait(plan, &wait);
+    return wait;
 }

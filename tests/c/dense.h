@@ -7,7 +7,8 @@
 
 #include "check.h"
 
-/* W of one round: row i has 1/s at the s members of i's group. */
+/* W of one round: row i has 1/s at the s members of i's group. In a crossing in which workers keep their values the mean of i's
+ * rack is replaced by that of its group: besides, row i has 1 at i and loses 1/r at the r workers of its rack. */
 static inline void dense_round(const dss_plan_t *plan, uint32_t round, double *matrix) {
     const uint32_t n = dss_plan_world_size(plan);
     memset(matrix, 0, (size_t)n * n * sizeof *matrix);
@@ -17,6 +18,12 @@ static inline void dense_round(const dss_plan_t *plan, uint32_t round, double *m
         CHECK_STATUS(dss_plan_group_of_rank(plan, round, rank, &members, &member_count), DSS_OK);
         for (uint32_t i = 0; i < member_count; i++)
             matrix[(size_t)rank * n + members[i]] = 1.0 / member_count;
+        double rack_size = 0;
+        for (uint32_t i = 0; i < n; i++)
+            rack_size += dss_plan_rack_of(plan, i) == dss_plan_rack_of(plan, rank);
+        for (uint32_t i = 0; dss_plan_keeps_values(plan, round) && i < n; i++)
+            matrix[(size_t)rank * n + i] -= dss_plan_rack_of(plan, i) == dss_plan_rack_of(plan, rank) ? 1 / rack_size : 0;
+        matrix[(size_t)rank * n + rank] += dss_plan_keeps_values(plan, round);
     }
 }
 
@@ -29,6 +36,16 @@ static inline void dense_round_of_numbers(const uint32_t *group_of, uint32_t n, 
         for (uint32_t j = 0; j < n; j++)
             matrix[(size_t)i * n + j] = group_of[j] == group_of[i] ? 1.0 / size : 0;
     }
+}
+
+/* And of a crossing in which workers keep their values: I + M - R. */
+static inline void dense_correction_of_numbers(const uint32_t *group_of, const uint32_t *rack_of, uint32_t n, double *matrix) {
+    double *racks = malloc((size_t)n * n * sizeof *racks);
+    dense_round_of_numbers(group_of, n, matrix);
+    dense_round_of_numbers(rack_of, n, racks);
+    for (size_t i = 0; i < (size_t)n * n; i++)
+        matrix[i] += (i % (n + 1) == 0) - racks[i];
+    free(racks);
 }
 
 static inline void dense_multiply(const double *a, const double *b, uint32_t n, double *product) {
