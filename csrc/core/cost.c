@@ -7,7 +7,8 @@
  *   in a rack, H hosts:    2(H-1)/H M out of each NIC
  *   over R racks:          2(R-1)/R M out of each uplink, a share of 1/H of that out of each NIC, besides what the racks do
  * NICs and uplinks also carry headers (DSS_WIRE_OVERHEAD); they are full duplex, and the busier direction counts. A delayed
- * crossing waits for the rack's own mean only (foreground); the exchange and the spread of the correction are its background.
+ * crossing waits for the rack's own mean only (foreground); the exchange and the spread of the correction, half of what a rack does
+ * once more, are its background. Where workers keep their values nothing is waited for: all is background, each byte once.
  *
  * At step t stripe s of the n stripes takes round (t + s) mod P with 1/n of the bytes. With F(t) the largest over links of the
  * foreground's bytes / rate plus the latency of the slowest group, C the compute time and B the time of a step's background alone:
@@ -88,13 +89,13 @@ static double seconds(const ledger_t *ledger, size_t row, double bytes) {
 static void add_round(ledger_t *ledger, uint32_t round, double bytes) {
     const dss_plan_t *plan = ledger->plan;
     double *latency = ledger->latencies + 2 * (size_t)round;
-    const int delayed = plan->crossing[round] && plan->delay > 0;
+    const dss_crossing_t crossing = dss_plan_delayed_crossing(plan, round);
     for (uint32_t group = 0; group < dss_plan_group_count(plan, round); group++) {
         uint32_t member_count;
         const uint32_t *members = dss_plan_members(plan, round, group, &member_count);
         if (member_count == 1)
             continue;
-        const dss_group_load_t load = dss_load_of_group(ledger->meter, members, member_count, bytes, delayed);
+        const dss_group_load_t load = dss_load_of_group(ledger->meter, members, member_count, bytes, crossing);
         for (uint32_t i = 0; i < load.link_count; i++) {
             const size_t row = row_of(ledger, load.links[i].kind, load.links[i].index);
             ledger->foreground[row] += load.links[i].foreground_bytes;

@@ -77,13 +77,32 @@ static void forget(dss_load_meter_t *meter, const dss_group_load_t *load) {
         meter->hosts_in[meter->racks[i]] = 0;
 }
 
+/* How often bytes go through a rack, in or out, and whether they are exchanged between racks; at once and later. */
+typedef struct ways {
+    double foreground_inside;
+    double foreground_between;
+    double background_inside;
+    double background_between;
+} ways_t;
+
+static ways_t ways_of(dss_crossing_t crossing) {
+    switch (crossing) {
+    case DSS_CROSSING_MEANS:
+        return (ways_t){2, 0, 1, 1};
+    case DSS_CROSSING_VALUES:
+        return (ways_t){0, 0, 2, 1};
+    default:
+        return (ways_t){2, 1, 0, 0};
+    }
+}
+
 static void add(dss_load_meter_t *meter, dss_group_load_t *load, dss_link_kind_t kind, uint32_t index, double foreground,
                 double background) {
     meter->links[load->link_count++] = (dss_link_load_t){kind, index, foreground, background};
 }
 
 /* A message between hosts crosses two NICs, one between racks two uplinks besides; both ends are taken to be alike. */
-static void add_latency(dss_load_meter_t *meter, dss_group_load_t *load, int delayed) {
+static void add_latency(dss_load_meter_t *meter, dss_group_load_t *load, ways_t ways) {
     uint32_t workers = 1;
     uint32_t hosts = 1;
     double nic_alpha = 0;
@@ -98,15 +117,15 @@ static void add_latency(dss_load_meter_t *meter, dss_group_load_t *load, int del
     }
     const double inside = (workers - 1) * dss_topology_memory(meter->topology).latency_s + (hosts - 1) * nic_alpha; /* one way */
     const double between = 2.0 * (load->rack_count - 1) * (nic_alpha + uplink_alpha);
-    load->foreground_latency_s = 2 * inside + (delayed ? 0 : between);
-    load->background_latency_s = delayed ? between + inside : 0;
+    load->foreground_latency_s = ways.foreground_inside * inside + ways.foreground_between * between;
+    load->background_latency_s = ways.background_inside * inside + ways.background_between * between;
 }
 
 dss_group_load_t dss_load_of_group(dss_load_meter_t *meter, const uint32_t *members, uint32_t member_count, double bytes,
-                                   int delayed) {
+                                   dss_crossing_t crossing) {
     dss_group_load_t load = {meter->links, 0, 0, 0, 0, 0, 0};
     classify(meter, members, member_count, &load);
-    delayed = delayed && load.rack_count > 1;
+    const ways_t ways = ways_of(crossing == DSS_CROSSING_MEANS && load.rack_count == 1 ? DSS_CROSSING_NONE : crossing);
     const double between = load.rack_count > 1 ? 2.0 * (load.rack_count - 1) / load.rack_count * bytes : 0; /* of one rack */
     for (uint32_t i = 0; i < load.host_count; i++) {
         const uint32_t host = meter->hosts[i];
@@ -115,17 +134,18 @@ dss_group_load_t dss_load_of_group(dss_load_meter_t *meter, const uint32_t *memb
         const double in_memory = (workers - 1) * bytes;     /* all workers of the host, one way */
         const double in_rack = (hosts - 1) / hosts * bytes; /* the host's, one way */
         const double through = between / hosts;             /* its part of what leaves the rack */
-        load.sent_bytes += (delayed ? 3 : 2) * (in_memory + in_rack) + through;
+        load.sent_bytes += (ways.foreground_inside + ways.background_inside) * (in_memory + in_rack) + through;
         if (workers > 1)
-            add(meter, &load, DSS_LINK_MEMORY, host, 2 * in_memory, delayed ? in_memory : 0);
+            add(meter, &load, DSS_LINK_MEMORY, host, ways.foreground_inside * in_memory, ways.background_inside * in_memory);
         if (load.host_count > 1)
-            add(meter, &load, DSS_LINK_NIC, host, DSS_WIRE_OVERHEAD * (2 * in_rack + (delayed ? 0 : through)),
-                delayed ? DSS_WIRE_OVERHEAD * (in_rack + through) : 0);
+            add(meter, &load, DSS_LINK_NIC, host,
+                DSS_WIRE_OVERHEAD * (ways.foreground_inside * in_rack + ways.foreground_between * through),
+                DSS_WIRE_OVERHEAD * (ways.background_inside * in_rack + ways.background_between * through));
     }
     for (uint32_t i = 0; load.rack_count > 1 && i < load.rack_count; i++)
-        add(meter, &load, DSS_LINK_UPLINK, meter->racks[i], delayed ? 0 : DSS_WIRE_OVERHEAD * between,
-            delayed ? DSS_WIRE_OVERHEAD * between : 0);
-    add_latency(meter, &load, delayed);
+        add(meter, &load, DSS_LINK_UPLINK, meter->racks[i], DSS_WIRE_OVERHEAD * ways.foreground_between * between,
+            DSS_WIRE_OVERHEAD * ways.background_between * between);
+    add_latency(meter, &load, ways);
     forget(meter, &load);
     return load;
 }

@@ -22,18 +22,23 @@ static uint32_t link_row(const dss_schedule_t *schedule, dss_link_kind_t kind, u
     return (uint32_t)kind * schedule->host_count + index;
 }
 
+static void add_members(dss_maker_t *maker, const uint32_t *members, uint32_t member_count) {
+    for (uint32_t i = 0; i < member_count; i++)
+        maker->schedule->members[maker->end.member + i] = members[i];
+}
+
 /* One part; its members stand in the schedule already. */
 static void add_part(dss_maker_t *maker, uint32_t member_count) {
     dss_schedule_t *schedule = maker->schedule;
-    const dss_group_load_t load =
-        dss_load_of_group(maker->meter, schedule->members + maker->end.member, member_count, maker->stripe_bytes, 0);
+    const dss_group_load_t load = dss_load_of_group(maker->meter, schedule->members + maker->end.member, member_count,
+                                                    maker->stripe_bytes, DSS_CROSSING_NONE);
     for (uint32_t i = 0; i < load.link_count; i++) {
         const dss_link_load_t *link = &load.links[i];
         const uint32_t row = link_row(schedule, link->kind, link->index);
         schedule->links[maker->end.link++] = row;
         maker->round_foreground[row] += dss_load_seconds(maker->topology, link->kind, link->index, link->foreground_bytes);
     }
-    schedule->parts[maker->end.part++] = (dss_part_t){member_count, load.link_count, load.foreground_latency_s};
+    schedule->parts[maker->end.part++] = (dss_part_t){member_count, load.link_count, 0, load.foreground_latency_s};
     maker->end.member += member_count;
 }
 
@@ -51,16 +56,27 @@ static void sort_by_rack(dss_maker_t *maker, const uint32_t *members, uint32_t m
         maker->schedule->members[maker->end.member + --begin[dss_topology_rack_of(maker->topology, members[i])]] = members[i];
 }
 
-static void add_crossing(dss_maker_t *maker, const uint32_t *members, uint32_t member_count) {
-    dss_schedule_t *schedule = maker->schedule;
-    dss_exchange_t exchange = {0, maker->end.part, maker->end.member, member_count, 0, 0};
+/* What a crossing waits for before its exchange begins. */
+static void add_crossing_parts(dss_maker_t *maker, const uint32_t *members, uint32_t member_count, dss_crossing_t crossing) {
+    if (crossing == DSS_CROSSING_VALUES) {
+        add_members(maker, members, member_count);
+        maker->schedule->parts[maker->end.part++] = (dss_part_t){member_count, 0, 1, 0};
+        maker->end.member += member_count;
+        return;
+    }
     sort_by_rack(maker, members, member_count);
     for (uint32_t rack = 0; rack < dss_topology_rack_count(maker->topology); rack++) {
         if (maker->rack_begin[rack + 1] > maker->rack_begin[rack])
             add_part(maker, maker->rack_begin[rack + 1] - maker->rack_begin[rack]);
     }
+}
+
+static void add_crossing(dss_maker_t *maker, const uint32_t *members, uint32_t member_count, dss_crossing_t crossing) {
+    dss_schedule_t *schedule = maker->schedule;
+    dss_exchange_t exchange = {0, maker->end.part, maker->end.member, member_count, 0, 0};
+    add_crossing_parts(maker, members, member_count, crossing);
     exchange.part_count = (uint32_t)(maker->end.part - exchange.first_part);
-    const dss_group_load_t load = dss_load_of_group(maker->meter, members, member_count, maker->stripe_bytes, 1);
+    const dss_group_load_t load = dss_load_of_group(maker->meter, members, member_count, maker->stripe_bytes, crossing);
     for (uint32_t i = 0; i < load.link_count; i++) {
         const dss_link_load_t *link = &load.links[i];
         const double seconds = dss_load_seconds(maker->topology, link->kind, link->index, link->background_bytes);
@@ -80,12 +96,12 @@ static void add_group(dss_maker_t *maker, uint32_t round, uint32_t group) {
     const uint32_t *members;
     uint32_t member_count;
     dss_plan_group(maker->plan, round, group, &members, &member_count);
-    if (maker->schedule->delay > 0 && dss_plan_is_crossing(maker->plan, round)) {
-        add_crossing(maker, members, member_count);
+    const dss_crossing_t crossing = dss_plan_delayed_crossing(maker->plan, round);
+    if (crossing != DSS_CROSSING_NONE) {
+        add_crossing(maker, members, member_count, crossing);
         return;
     }
-    for (uint32_t i = 0; i < member_count; i++)
-        maker->schedule->members[maker->end.member + i] = members[i];
+    add_members(maker, members, member_count);
     add_part(maker, member_count);
 }
 

@@ -3,7 +3,8 @@
  *
  * Each round becomes parts: workers that start together when the last of them is ready and are done together, with the links that
  * their traffic is on. A group is one part; a group that crosses with a delay is one part a rack, and one exchange that begins when
- * all these parts are done and whose correction is due some steps later. Everything that does not change from step to step is
+ * all these parts are done and whose correction is due some steps later. Where workers keep their values the group is one part that
+ * makes nobody wait: it is done when the last is ready. Everything that does not change from step to step is
  * computed here, in flat arrays in the order in which the simulator reads them, so that a step costs two visits a worker and round.
  * Immutable once made; nobody locks.
  */
@@ -12,10 +13,12 @@
 
 #include "dssync.h"
 
-/* Workers that wait for each other. Links are numbered in one row: the memory of each host, the NIC of each host, the uplinks. */
+/* Workers that wait for each other, unless they keep their values. Links are numbered in one row: the memory of each host, the NIC
+ * of each host, the uplinks. */
 typedef struct dss_part {
     uint32_t member_count;
     uint32_t link_count;
+    int keeps_values;
     double latency_s;
 } dss_part_t;
 

@@ -4,8 +4,9 @@
  * workers' times would overstate. Links are shared: nobody who uses a link is done before all bytes of the step have passed it.
  *
  * The background of a delayed crossing occupies uplinks in the order of its launches (free_at) and holds up the step in which its
- * correction is due. On a NIC it has what the foreground leaves: it is sent while the host computes, and what is left then is added
- * to the foreground's time (backlog), so that no NIC ever carries more than its rate.
+ * correction is due. Where workers keep their values a crossing holds nobody up before. On a NIC it has what the foreground leaves:
+ * it is sent while the host computes, and what is left then is added to the foreground's time (backlog), so that no NIC ever
+ * carries more than its rate.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -99,7 +100,7 @@ static void share_links(dss_simulator_t *simulator, uint32_t step) {
 
 /* ---- a step ------------------------------------------------------------------------------------------------------------- */
 
-/* Returns when the part is over. */
+/* Returns when the part is over, or where nobody waits for it, when the last of its workers is ready. */
 static double run_part(dss_simulator_t *simulator, const dss_part_t *part, const uint32_t *members, const uint32_t *links) {
     double ready_s = 0;
     double transfer_s = 0;
@@ -107,6 +108,8 @@ static double run_part(dss_simulator_t *simulator, const dss_part_t *part, const
         ready_s = later(ready_s, simulator->ready_s[members[i]]);
     for (uint32_t i = 0; i < part->link_count; i++)
         transfer_s = later(transfer_s, simulator->link_s[links[i]]);
+    if (part->keeps_values)
+        return ready_s;
     const double end_s = ready_s + part->latency_s + transfer_s;
     for (uint32_t i = 0; i < part->member_count; i++) {
         simulator->next_s[members[i]] = later(simulator->next_s[members[i]], end_s);
@@ -122,7 +125,7 @@ static void apply_correction(dss_simulator_t *simulator, const dss_exchange_t *e
         simulator->next_s[members[i]] = later(simulator->next_s[members[i]], done_at_s);
 }
 
-/* Starts when the last of its racks has its mean and the exchange launched before has left the uplinks. */
+/* Starts when its parts are over and the exchange launched before has left the uplinks. */
 static double launch_exchange(dss_simulator_t *simulator, const dss_exchange_t *exchange, const dss_occupied_t *uplinks,
                               double ready_s) {
     for (uint32_t i = 0; i < exchange->uplink_count; i++)
