@@ -170,17 +170,26 @@ static bool has_launched_another(const dss_member_t *member) {
     return ahead != NULL;
 }
 
+static uint64_t bytes_of(const uint64_t phases[2]) {
+    return phases[DSS_PHASE_REDUCE] + phases[DSS_PHASE_GATHER];
+}
+
+static bool is_missing(const dss_member_t *member) {
+    return member->peer && (!member->opened || bytes_of(member->received) < bytes_of(member->receive_goal) ||
+                            bytes_of(member->sent) < bytes_of(member->send_goal));
+}
+
+/* It is there, and has launched the operation as far as one can know: its stages come one after the other. */
+static bool waits_itself(const dss_member_t *member) {
+    return member->operation->asked && member->peer->state == DSS_PEER_READY && !member->peer->asked &&
+           (member->opened || member->operation->parent);
+}
+
 /* What the operation still waits for from one member; appends to `text`. */
 static void describe_member(const dss_member_t *member, char *text, size_t capacity) {
     const dss_peer_t *peer = member->peer;
     char who[160];
     const size_t used = strlen(text);
-    const uint64_t received = member->received[DSS_PHASE_REDUCE] + member->received[DSS_PHASE_GATHER];
-    const uint64_t to_receive = member->receive_goal[DSS_PHASE_REDUCE] + member->receive_goal[DSS_PHASE_GATHER];
-    const uint64_t sent = member->sent[DSS_PHASE_REDUCE] + member->sent[DSS_PHASE_GATHER];
-    const uint64_t to_send = member->send_goal[DSS_PHASE_REDUCE] + member->send_goal[DSS_PHASE_GATHER];
-    if (member->opened && received == to_receive && sent == to_send)
-        return;
     dss_peer_text(peer, who, sizeof who);
     const char *separator = used > 0 ? "; " : "";
     if (peer->state != DSS_PEER_READY)
@@ -188,23 +197,45 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
                        peer->dial && peer->dial->connected ? "connected, its process does not answer the handshake"
                                                            : "no connection");
     else if (!member->opened)
-        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s", separator, who, member->operation->what,
+        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s%s", separator, who, member->operation->what,
+                       waits_itself(member) ? ", or waits for another rank" : "",
                        has_launched_another(member) ? " (but another one that this rank has not)" : "");
     else
         (void)snprintf(text + used, capacity - used, "%s%s has stopped%s: %llu of %llu bytes came from it, %llu of %llu were sent",
-                       separator, who, member->operation->algorithm == DSS_RING ? " or waits for another rank" : "",
-                       (unsigned long long)received, (unsigned long long)to_receive, (unsigned long long)sent,
-                       (unsigned long long)to_send);
+                       separator, who, waits_itself(member) ? " or waits for another rank" : "",
+                       (unsigned long long)bytes_of(member->received), (unsigned long long)bytes_of(member->receive_goal),
+                       (unsigned long long)bytes_of(member->sent), (unsigned long long)bytes_of(member->send_goal));
+}
+
+void dss_operation_ask(dss_operation_t *operation) {
+    operation->asked = true;
+    for (uint32_t i = 0; i < operation->member_count; i++)
+        if (is_missing(&operation->members[i]))
+            dss_peer_ask(operation->members[i].peer);
+}
+
+static bool may_hold(const dss_operation_t *operation) {
+    bool any = false;
+    for (uint32_t i = 0; i < operation->member_count; i++) {
+        const dss_member_t *member = &operation->members[i];
+        if (is_missing(member) && !waits_itself(member))
+            return false;
+        any = any || is_missing(member);
+    }
+    return any && !operation->held;
 }
 
 void dss_operation_time_out(dss_operation_t *operation) {
     char missing[800] = "";
     char cause[900];
-    for (uint32_t i = 0; i < operation->member_count && strlen(missing) < 500; i++) {
-        if (!operation->members[i].peer)
-            continue;
-        describe_member(&operation->members[i], missing, sizeof missing);
+    if (may_hold(operation)) {
+        operation->held = true;
+        operation->deadline_ns += DSS_ASK_NS;
+        return;
     }
+    for (uint32_t i = 0; i < operation->member_count && strlen(missing) < 500; i++)
+        if (is_missing(&operation->members[i]))
+            describe_member(&operation->members[i], missing, sizeof missing);
     (void)snprintf(cause, sizeof cause, "timed out after %.1f s: %s", (double)operation->timeout_ns / 1e9, missing);
     dss_operation_fail(operation, DSS_ERR_TIMED_OUT, has_started(operation) ? "transfer" : "start", cause);
 }

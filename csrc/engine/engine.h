@@ -36,7 +36,8 @@
 #define DSS_MAX_FAIL_TEXT 1024u
 #define DSS_HANDSHAKE_PATIENCE_NS ((uint64_t)10 * 1000000000u) /* for a caller that has not proved itself */
 #define DSS_SILENCE_MS 10000u                                  /* no acknowledgement from a host for so long: it is lost */
-#define DSS_TICK_NS ((uint64_t)200 * 1000000u)                 /* time-outs and redials are looked after so often */
+#define DSS_ASK_NS ((uint64_t)1000000000u)     /* so long before its time is over an operation asks, and so long it may be held */
+#define DSS_TICK_NS ((uint64_t)200 * 1000000u) /* time-outs and redials are looked after so often */
 
 typedef struct dss_peer dss_peer_t;
 typedef struct dss_member dss_member_t;
@@ -118,6 +119,8 @@ struct dss_operation {
     uint64_t reduced; /* bytes of the own shard that hold the result */
     uint8_t *scratch; /* half types: the shard in float32 (SHARDED) or everything (RING). FLAT: all members' values. Owned. */
     bool staged;      /* some member's bytes wait in `staged` */
+    bool asked;       /* its time is nearly over: those it waits for were asked whether they are there */
+    bool held;        /* its time was over, and they were */
     uint64_t deadline_ns;
     uint64_t timeout_ns;
     char what[160];
@@ -200,6 +203,7 @@ struct dss_peer {
     bool taken;           /* its call was welcomed */
     uint32_t hang_ups;    /* of our calls, in a row */
     uint64_t redial_ns;   /* AWAITED, or dialing again: when; 0: no */
+    bool asked;           /* whether it is there, and nothing has come from it since */
     char *lost;           /* owned */
     dss_stream_t *stream; /* owned; READY only */
     dss_watch_t watch;
@@ -248,6 +252,7 @@ bool dss_peer_unstall(dss_peer_t *peer);
 /* Puts a control frame into the queue. */
 void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payload);
 void dss_peer_say_goodbye(dss_peer_t *peer);
+void dss_peer_ask(dss_peer_t *peer);        /* whether its process runs */
 void dss_peer_queue(dss_member_t *member);  /* the member may have something to send */
 void dss_peer_forget(dss_member_t *member); /* its operation is over */
 /* What the peer has posted under the key before us, taken off its list; NULL if it has not. */
@@ -323,6 +328,9 @@ void dss_channel_fail(dss_engine_t *engine, uint64_t id, dss_status_t status, co
 void dss_channel_tell(dss_channel_t *channel, dss_peer_t *peer);
 /* One operation fails, and with it its channel. `cause` is a sentence without the operation's name. */
 void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const char *phase, const char *cause);
+/* Near the end of its time, and at it. Who waits only for ranks that are there and wait themselves gives those beside the one that
+ * has stopped a moment to say so first: their error names it. */
+void dss_operation_ask(dss_operation_t *operation);
 void dss_operation_time_out(dss_operation_t *operation);
 /* One operation alone fails, wherever it stands. */
 void dss_operation_cancel(dss_operation_t *operation, dss_status_t status, const char *cause);

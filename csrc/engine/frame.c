@@ -52,10 +52,13 @@ static dss_status_t check_fields(const dss_frame_t *frame, dss_error_t *error_p)
         least = 1;
         break;
     case DSS_FRAME_GOODBYE:
+    case DSS_FRAME_PING:
+    case DSS_FRAME_PONG:
         most = 0;
         if (key->channel || key->sequence || key->part || key->stage)
-            return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: a goodbye with key %" PRIx64 "/%" PRIu64 "/%" PRIu32 "/%" PRIu32,
-                            key->channel, key->sequence, key->part, key->stage);
+            return dss_fail(error_p, DSS_ERR_CORRUPT,
+                            "frame: key %" PRIx64 "/%" PRIu64 "/%" PRIu32 "/%" PRIu32 " in a frame of type %d", key->channel,
+                            key->sequence, key->part, key->stage, (int)frame->type);
         break;
     default:
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: type %d is unknown", (int)frame->type);

@@ -17,7 +17,7 @@
 
 #define DSS_FRAME_BYTES 64u
 #define DSS_FRAME_ALIGNMENT 64u /* a payload is followed by zeros up to a multiple of this */
-#define DSS_FRAME_VERSION 1u
+#define DSS_FRAME_VERSION 2u
 #define DSS_FRAME_MAX_PAYLOAD_BYTES (1u << 20)
 #define DSS_SIGNATURE_BYTES 64u
 
@@ -25,7 +25,9 @@ typedef enum dss_frame_type {
     DSS_FRAME_OPEN = 1,    /* the sender has posted the operation; payload: its signature */
     DSS_FRAME_DATA = 2,    /* values; payload: bytes [offset, offset + payload_bytes) of what `phase` says */
     DSS_FRAME_FAIL = 3,    /* the channel has failed at the sender; payload: text, not empty */
-    DSS_FRAME_GOODBYE = 4, /* the sender closes in good order; no payload, no key */
+    DSS_FRAME_GOODBYE = 4, /* the sender closes in good order; no payload, no key, as in what follows */
+    DSS_FRAME_PING = 5,    /* are you there? */
+    DSS_FRAME_PONG = 6,    /* the answer */
 } dss_frame_type_t;
 
 typedef enum dss_phase {
@@ -37,7 +39,7 @@ typedef struct dss_frame {
     dss_frame_type_t type;
     dss_phase_t phase; /* of DATA; else 0 */
     uint32_t payload_bytes;
-    dss_key_t key;   /* GOODBYE: all 0 */
+    dss_key_t key;   /* GOODBYE, PING, PONG: all 0 */
     uint64_t offset; /* of DATA, in bytes from the begin of the shard; else 0 */
 } dss_frame_t;
 

@@ -224,9 +224,11 @@ static void tick(dss_engine_t *engine) {
         if (operation->deadline_ns <= now) {
             dss_operation_time_out(operation);
             operation = engine->operations; /* its whole channel failed */
-        } else {
-            operation = operation->next;
+            continue;
         }
+        if (!operation->asked && operation->deadline_ns - now <= DSS_ASK_NS)
+            dss_operation_ask(operation);
+        operation = operation->next;
     }
     for (uint32_t i = 0; i < engine->identity.world_size; i++) /* a redial may be due before the next tick */
         if (engine->peers[i].redial_ns && engine->peers[i].redial_ns < engine->next_tick_ns)

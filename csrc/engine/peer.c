@@ -260,6 +260,21 @@ void dss_peer_say_goodbye(dss_peer_t *peer) {
     dss_peer_say(peer, &goodbye, NULL);
 }
 
+void dss_peer_ask(dss_peer_t *peer) {
+    const dss_frame_t ping = {.type = DSS_FRAME_PING};
+    if (peer->asked || peer->state != DSS_PEER_READY)
+        return;
+    peer->asked = true;
+    dss_peer_say(peer, &ping, NULL);
+}
+
+/* Anything that comes is an answer: where much waits already, it need not be one of its own. */
+static void answer(dss_peer_t *peer) {
+    const dss_frame_t pong = {.type = DSS_FRAME_PONG};
+    if (peer->control.end - peer->control.begin < DSS_FRAME_PAYLOAD)
+        dss_peer_say(peer, &pong, NULL);
+}
+
 static bool in_output_frame(const dss_peer_t *peer) {
     return peer->header_left || peer->payload_left || peer->padding_left;
 }
@@ -584,10 +599,13 @@ static bool read_header(dss_peer_t *peer) {
     peer->frame_left = peer->frame.payload_bytes;
     peer->frame_padding = padding_of(peer->frame_left);
     peer->in_frame = true;
+    peer->asked = false;
     if (peer->frame.type == DSS_FRAME_GOODBYE) {
         dss_peer_lose(peer, "has shut down its process group");
         return false;
     }
+    if (peer->frame.type == DSS_FRAME_PING)
+        answer(peer);
     if (peer->frame.type == DSS_FRAME_FAIL && peer->frame_left > DSS_MAX_FAIL_TEXT) {
         dss_peer_lose(peer, "sent nonsense: a text of %zu bytes", peer->frame_left);
         return false;

@@ -55,6 +55,8 @@ static bool is_sound(const dss_frame_t *frame) {
     case DSS_FRAME_FAIL:
         return plain && frame->payload_bytes > 0 && frame->payload_bytes <= DSS_FRAME_MAX_PAYLOAD_BYTES;
     case DSS_FRAME_GOODBYE:
+    case DSS_FRAME_PING:
+    case DSS_FRAME_PONG:
         return plain && frame->payload_bytes == 0 && frame->key.channel == 0 && frame->key.sequence == 0 && frame->key.part == 0 &&
                frame->key.stage == 0;
     default:

@@ -156,12 +156,7 @@ def stopped(rank: int, size: int, count: int) -> tuple[str, float, list[float]]:
 
 
 @pytest.mark.parametrize("count", [10_000, 1 << 21])
-def test_a_stopped_rank_is_an_error_at_the_time_out_and_other_groups_go_on(request, transport, count):
-    if transport == "tcp" and count > 10_000:
-        reason = (
-            "between hosts much goes round a ring, and who gives up first names those beside it, which may only wait themselves"
-        )
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=False))
+def test_a_stopped_rank_is_an_error_at_the_time_out_and_other_groups_go_on(transport, count):
     outcomes = run_ranks(4, stopped, count, pg_timeout=3, check=False)
     for rank in (0, 2, 3):
         assert outcomes[rank].ok, outcomes[rank]
