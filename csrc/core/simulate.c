@@ -336,6 +336,15 @@ static dss_status_t open_simulator(dss_simulator_t *simulator, dss_error_t *erro
     return DSS_OK;
 }
 
+/* The background of the last steps that is still to be sent when they are over. */
+static void take_off_unsent(dss_simulator_t *simulator, double total_s) {
+    const uint32_t uplink = 2 * simulator->host_count;
+    for (uint32_t link = 0; link < simulator->link_count; link++)
+        simulator->busy_s[link] -= simulator->backlog_s[link];
+    for (uint32_t rack = 0; rack < simulator->rack_count; rack++)
+        simulator->busy_s[uplink + rack] -= later(simulator->free_at_s[rack] - total_s, 0);
+}
+
 static dss_simulation_t summarise(const dss_simulator_t *simulator, double total_s) {
     const double worker_steps = (double)simulator->world_size * simulator->params->step_count;
     dss_simulation_t simulation = {total_s,
@@ -366,8 +375,11 @@ dss_status_t dss_simulate(const dss_simulation_params_t *params, dss_simulation_
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT, "simulation_p is NULL");
     dss_simulator_t simulator = {.params = params};
     status = open_simulator(&simulator, error_p);
-    if (status == DSS_OK)
-        *simulation_p = summarise(&simulator, run_steps(&simulator, step_s));
+    if (status == DSS_OK) {
+        const double total_s = run_steps(&simulator, step_s);
+        take_off_unsent(&simulator, total_s);
+        *simulation_p = summarise(&simulator, total_s);
+    }
     close_simulator(&simulator);
     return status;
 }
