@@ -7,8 +7,12 @@
  *
  * Inside a rack the rounds are those of a plan of its own size. Its workers stand in the order of their hosts, so that the first
  * level of a grid averages within hosts where sizes allow. Hybrid plans have the same crossings, and local rounds in which everyone
- * is alone: gradients are averaged in the rack by others. P, the factors and the delay come from the cost model: every shape is
- * made and asked for its time.
+ * is alone: gradients are averaged in the rack by others.
+ *
+ * A delayed crossing moves rack means, and the differences inside a rack with it only if the rack takes its mean first, which costs
+ * a rack-wide average a step. Where the P - 1 local rounds between two crossings bring every rack to exact agreement anyway, that
+ * is left to them: workers keep their values until the correction comes. P, the factors and the delay come from the cost model:
+ * every shape is made and asked for its time.
  */
 #include "plan_internal.h"
 
@@ -20,7 +24,8 @@
 #define MAX_SHAPES_OF_PERIOD 48u                /* ways to group the racks; more, of more levels, are not looked at */
 #define MAX_SHAPES (80u * MAX_SHAPES_OF_PERIOD) /* list_shapes looks at 77 of up to 1024 stripe counts */
 #define NEARLY_BEST 1.05                        /* times of a step that count as equal */
-#define SLOW_SHARE 0.9                          /* of the fastest NIC share in the rack: below it a worker is slow */
+#define NEVER UINT32_MAX
+#define SLOW_SHARE 0.9 /* of the fastest NIC share in the rack: below it a worker is slow */
 
 typedef struct place {
     uint32_t rack;
@@ -39,6 +44,7 @@ typedef struct striper {
     uint32_t rack_count;  /* R */
     uint32_t largest;     /* workers of the largest rack */
     uint32_t smallest;    /* and of the smallest */
+    uint32_t agree_after; /* local rounds in a row, begun at any, until all of a rack agree, in every rack; NEVER */
 } striper_t;
 
 /* One striped plan. */
@@ -100,9 +106,14 @@ static dss_status_t make_local_plans(striper_t *striper, dss_error_t *error_p) {
             .max_period = params->max_period > DSS_PLAN_DEFAULT_PERIOD ? params->max_period : DSS_PLAN_DEFAULT_PERIOD,
             .seed = params->seed,
         };
-        const dss_status_t status = dss_plan_create(&local, &striper->local[size], error_p);
+        uint32_t wait;
+        dss_status_t status = dss_plan_create(&local, &striper->local[size], error_p);
+        if (status == DSS_OK)
+            status = dss_plan_find_longest_wait(striper->local[size], &wait);
         if (status != DSS_OK)
             return status;
+        wait = wait ? wait : NEVER;
+        striper->agree_after = wait > striper->agree_after ? wait : striper->agree_after;
     }
     return DSS_OK;
 }
@@ -175,7 +186,8 @@ static void fill_local_round(const striper_t *striper, uint32_t j, uint32_t *sea
         const uint32_t local_round = j % local->period;
         for (uint32_t i = 0; i < size; i++)
             seats[i] = local->group_of[(size_t)local_round * size + i];
-        seat_slow_workers(striper, striper->places + begin, size, local, local_round, seats);
+        if (striper->agree_after == NEVER) /* rounds agree exactly only as they were made */
+            seat_slow_workers(striper, striper->places + begin, size, local, local_round, seats);
         for (uint32_t i = 0; i < size; i++)
             group_of[striper->places[begin + i].rank] = begin + seats[i];
     }
@@ -187,12 +199,19 @@ static void fill_crossing_round(const dss_plan_t *plan, uint32_t stride, uint32_
         group_of[rank] = plan->rack_of[rank] / stride / factor * stride + plan->rack_of[rank] % stride;
 }
 
+/* Local rounds come in blocks of P - 1. */
+static dss_crossing_t crossing_of(const striper_t *striper, const dss_plan_t *plan) {
+    const int rounds_agree = plan->kind == DSS_PLAN_STRIPED && plan->stripe_count - 1 >= striper->agree_after;
+    return plan->delay && rounds_agree ? DSS_CROSSING_VALUES : DSS_CROSSING_MEANS;
+}
+
 static void fill_rounds(const striper_t *striper, const shape_t *shape, uint32_t *seats, dss_plan_t *plan) {
+    const dss_crossing_t crossing = crossing_of(striper, plan);
     uint32_t stride = 1;
     uint32_t local_count = 0;
     for (uint32_t round = 0; round < plan->period; round++) {
         uint32_t *group_of = plan->group_of + (size_t)round * plan->world_size;
-        plan->crossing[round] = round % shape->stripe_count == shape->stripe_count - 1;
+        plan->crossing[round] = round % shape->stripe_count == shape->stripe_count - 1 ? crossing : DSS_CROSSING_NONE;
         if (plan->crossing[round]) {
             const uint32_t factor = shape->factors[round / shape->stripe_count];
             fill_crossing_round(plan, stride, factor, group_of);

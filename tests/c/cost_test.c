@@ -48,20 +48,44 @@ static void rounds_cost_what_the_bed_measures(void) {
     dss_topology_destroy(bed);
 }
 
-/* P - 1 pairs, then the rack's mean (2 * 3/4) at once and the exchange (1/4) and spread (3/4) of the other racks' in the back. */
+/* One local round does not bring four to agreement: a pair, then the rack's mean (2 * 3/4) at once and the exchange (1/4) and
+ * spread (3/4) of the other racks' in the back. */
 static void a_delayed_crossing_costs_its_rack_mean_at_once_and_the_rest_later(void) {
+    dss_topology_t *fast = make_equal_racks(2, 4, 500e6, 1000e6);
+    dss_plan_params_t params = racks_params(DSS_PLAN_STRIPED, fast);
+    params.max_period = 2;
+    params.delay = 1;
+    dss_plan_t *plan = make_from(&params);
+    CHECK_EQUAL(dss_plan_stripe_count(plan), 2);
+    CHECK(dss_plan_is_crossing(plan, 1) && !dss_plan_keeps_values(plan, 1));
+    dss_cost_t cost = cost_for(plan, fast, 0);
+    CHECK_NEAR(cost.foreground_s, (1 + 1.5) / 2 * M / NIC, 1e-9);
+    CHECK_NEAR(cost.background_s, 1.0 / 2 * M / NIC, 1e-9); /* on the uplink half of that */
+    CHECK_NEAR(cost.bound_s, (1 + 1.5 + 1) / 2 * M / NIC, 1e-9);
+    CHECK_NEAR(cost.sync_s, cost.bound_s, 1e-9);
+    CHECK_NEAR(cost.sent_bytes, (1 + 1.5 + 1) / 2 * (double)MODEL_BYTES, 1);
+    CHECK_EQUAL(cost.busiest, DSS_LINK_NIC);
+    cost = cost_for(plan, fast, 1); /* compute hides the background */
+    CHECK_NEAR(cost.sync_s, cost.foreground_s, 1e-9);
+    dss_plan_destroy(plan);
+    dss_topology_destroy(fast);
+}
+
+/* P - 1 pairs; of the crossing, the way in (3/4), the exchange (1/4) and the way out (3/4), nothing is waited for. */
+static void a_crossing_of_kept_values_costs_nothing_at_once(void) {
     dss_topology_t *bed = make_bed();
     dss_plan_params_t params = racks_params(DSS_PLAN_STRIPED, bed);
     params.delay = 7; /* so that P is 8 */
     dss_plan_t *plan = make_from(&params);
     CHECK_EQUAL(dss_plan_stripe_count(plan), 8);
     dss_cost_t cost = cost_for(plan, bed, 0);
-    CHECK_NEAR(cost.foreground_s, (7 + 1.5) / 8 * M / NIC, 1e-9);
+    CHECK(dss_plan_keeps_values(plan, 7));
+    CHECK_NEAR(cost.foreground_s, 7.0 / 8 * M / NIC, 1e-9);
     CHECK_NEAR(cost.background_s, M / 8 / UPLINK, 1e-9);
-    CHECK_NEAR(cost.bound_s, (7 + 1.5 + 1) / 8 * M / NIC, 1e-9);
+    CHECK_NEAR(cost.bound_s, (7 + 1.75) / 8 * M / NIC, 1e-9);
     CHECK_NEAR(cost.sync_s, cost.bound_s, 1e-9);
-    CHECK_NEAR(cost.sync_s, 0.65, 0.02);
-    CHECK_NEAR(cost.sent_bytes, (7 + 1.5 + 1) / 8 * (double)MODEL_BYTES, 1);
+    CHECK_NEAR(cost.sync_s, 0.61, 0.01);
+    CHECK_NEAR(cost.sent_bytes, (7 + 1.75) / 8 * (double)MODEL_BYTES, 1);
     CHECK_EQUAL(cost.busiest, DSS_LINK_NIC);
     CHECK_EQUAL(cost.longest_wait_steps, 8 + 7);
     cost = cost_for(plan, bed, 1); /* compute hides the background */
@@ -69,12 +93,44 @@ static void a_delayed_crossing_costs_its_rack_mean_at_once_and_the_rest_later(vo
     dss_plan_destroy(plan);
     params.delay = 0;
     plan = make_from(&params);
+    CHECK(!dss_plan_keeps_values(plan, dss_plan_period(plan) - 1));
     const double stripes = dss_plan_stripe_count(plan);
     cost = cost_for(plan, bed, 1); /* nothing is hidden */
     CHECK_NEAR(cost.sync_s, fmax((stripes - 1 + 1.75) / stripes * M / NIC, M / stripes / UPLINK), 1e-9);
     CHECK_NEAR(cost.background_s, 0, 0);
     dss_plan_destroy(plan);
     dss_topology_destroy(bed);
+}
+
+/* Two racks of two hosts of two workers. Latency counts each message on its way: in a host, in a rack, and there and back between
+ * the racks; bytes through the memory of a host are those of both ways. */
+static void latencies_and_memory_of_a_crossing(void) {
+    static const uint32_t host_of[] = {0, 0, 1, 1, 2, 2, 3, 3};
+    static const uint32_t rack_of[] = {0, 0, 1, 1};
+    static const dss_link_t nics[] = {{1e12, 1e-3}, {1e12, 1e-3}, {1e12, 1e-3}, {1e12, 1e-3}};
+    static const dss_link_t uplinks[] = {{1e12, 5e-3}, {1e12, 5e-3}};
+    const dss_topology_params_t cluster = {sizeof cluster, 8, 4, 2, host_of, rack_of, nics, uplinks, {1e9, 1e-4}};
+    const double memory_s = (double)MODEL_BYTES / 1e9; /* one worker's bytes, once */
+    const double inside_s = 1e-4 + 2e-3;
+    const double between_s = 2 * (2e-3 + 1e-2);
+    dss_topology_t *topology = NULL;
+    CHECK_STATUS(dss_topology_create(&cluster, &topology, NULL), DSS_OK);
+    for (uint32_t period = 2; period <= 3; period++) {
+        dss_plan_params_t params = racks_params(DSS_PLAN_STRIPED, topology);
+        params.max_period = period;
+        params.delay = period - 1; /* so that P is that */
+        dss_plan_t *plan = make_from(&params);
+        const dss_cost_t cost = cost_for(plan, topology, 0);
+        const int kept = period == 3; /* a round in hosts and one across */
+        const double at_once_s = (kept ? 2 : 4) * memory_s / period;
+        const double later_s = (kept ? 2 : 1) * memory_s / period;
+        CHECK_EQUAL(dss_plan_keeps_values(plan, period - 1), kept);
+        CHECK_NEAR(cost.foreground_s, at_once_s + 2 * (kept ? 2e-3 : inside_s), 1e-9);
+        CHECK_NEAR(cost.background_s, later_s + (kept ? 2 : 1) * inside_s + between_s, 1e-9);
+        CHECK_NEAR(cost.bound_s, at_once_s + later_s, 1e-9);
+        dss_plan_destroy(plan);
+    }
+    dss_topology_destroy(topology);
 }
 
 /* Uplinks so slow that a crossing takes longer than its delay's steps: then the steps wait for it, or for the uplink. */
@@ -101,9 +157,9 @@ static void a_model_of_one_stripe_takes_one_round_a_step(void) {
     dss_cost_t cost;
     const double bytes = 1000 * DSS_WIRE_OVERHEAD;
     CHECK_STATUS(dss_cost_of_plan(plan, bed, 1000, 0, &cost, NULL), DSS_OK);
-    CHECK_NEAR(cost.foreground_s, (7 + 1.5) / 8 * bytes / NIC, 1e-12);
+    CHECK_NEAR(cost.foreground_s, 7.0 / 8 * bytes / NIC, 1e-12);
     CHECK_NEAR(cost.background_s, bytes / UPLINK, 1e-12);
-    CHECK_NEAR(cost.bound_s, (7 + 1.5 + 1) / 8 * bytes / NIC, 1e-12);
+    CHECK_NEAR(cost.bound_s, (7 + 1.75) / 8 * bytes / NIC, 1e-12);
     dss_plan_destroy(plan);
     dss_topology_destroy(bed);
 }
@@ -217,6 +273,8 @@ static void what_does_not_fit_together_is_refused(void) {
 int main(void) {
     RUN(rounds_cost_what_the_bed_measures);
     RUN(a_delayed_crossing_costs_its_rack_mean_at_once_and_the_rest_later);
+    RUN(a_crossing_of_kept_values_costs_nothing_at_once);
+    RUN(latencies_and_memory_of_a_crossing);
     RUN(what_a_delay_cannot_hide_is_waited_for);
     RUN(a_model_of_one_stripe_takes_one_round_a_step);
     RUN(hosts_average_in_memory_first);

@@ -63,7 +63,38 @@ static void check_exact(const dss_plan_t *plan) {
         CHECK_NEAR(dense_distance_to_mean(product, n), 0, 1e-6);
         free(product);
     }
+    double rho = -1;
+    CHECK_STATUS(dss_plan_contraction(plan, &rho), DSS_OK);
+    CHECK_NEAR(rho, 0, 0);
     CHECK_EQUAL(dss_plan_longest_wait(plan), dss_plan_period(plan) + dss_plan_delay(plan));
+}
+
+/* The rounds between two crossings, whichever they are, make each rack's matrix the average of the rack. */
+static int racks_agree_between_crossings(const dss_plan_t *plan) {
+    const uint32_t n = dss_plan_world_size(plan);
+    const uint32_t stripe_count = dss_plan_stripe_count(plan);
+    double *product = calloc((size_t)n * n, sizeof *product);
+    double *round = calloc((size_t)n * n, sizeof *round);
+    double *next = calloc((size_t)n * n, sizeof *next);
+    int agree = 1;
+    for (uint32_t first = 0; first < dss_plan_period(plan); first += stripe_count) {
+        for (size_t i = 0; i < (size_t)n * n; i++)
+            product[i] = i % (n + 1) == 0;
+        for (uint32_t i = 0; i + 1 < stripe_count; i++) {
+            dense_round(plan, first + i, round);
+            dense_multiply(round, product, n, next);
+            memcpy(product, next, (size_t)n * n * sizeof *product);
+        }
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < n; j++)
+                for (uint32_t k = 0; k < n; k++)
+                    agree &= dss_plan_rack_of(plan, i) != dss_plan_rack_of(plan, k) ||
+                             fabs(product[(size_t)i * n + j] - product[(size_t)k * n + j]) < 1e-9;
+    }
+    free(product);
+    free(round);
+    free(next);
+    return agree;
 }
 
 static void plans_are_striped_for_any_racks(void) {
@@ -89,12 +120,52 @@ static void plans_are_striped_for_any_racks(void) {
         else
             CHECK_EQUAL(dss_plan_delay(plan) > 0, dss_plan_stripe_count(plan) > 1);
         check_shape(plan, topology);
-        if (trial < 100)
+        if (trial < 100) {
+            const int keeps = dss_plan_keeps_values(plan, dss_plan_period(plan) - 1);
             check_exact(plan);
+            CHECK_EQUAL(keeps,
+                        dss_plan_kind(plan) == DSS_PLAN_STRIPED && dss_plan_delay(plan) > 0 && racks_agree_between_crossings(plan));
+        }
         dss_plan_t *again = make_from(&params);
         CHECK_EQUAL(dss_plan_hash(again), dss_plan_hash(plan));
         dss_plan_destroy(again);
         dss_plan_destroy(plan);
+        dss_topology_destroy(topology);
+    }
+}
+
+static void check_keeps(const dss_topology_t *topology, uint32_t max_period, uint32_t delay, int expected) {
+    dss_plan_params_t params = racks_params(DSS_PLAN_STRIPED, topology);
+    params.max_period = max_period;
+    params.delay = delay;
+    for (int kind = DSS_PLAN_STRIPED; kind <= DSS_PLAN_HYBRID; kind++) {
+        params.kind = (dss_plan_kind_t)kind;
+        dss_plan_t *plan = make_from(&params);
+        const int keeps = expected && kind == DSS_PLAN_STRIPED;
+        for (uint32_t round = 0; round <= dss_plan_period(plan); round++)
+            CHECK_FOR(dss_plan_keeps_values(plan, round) == (keeps && dss_plan_is_crossing(plan, round)),
+                      "kind %d, %u workers, P %u, delay %u, round %u", kind, dss_plan_world_size(plan), dss_plan_stripe_count(plan),
+                      delay, round);
+        dss_plan_destroy(plan);
+    }
+}
+
+/* Racks of two and three agree after one round, of four and six after two, of eight after three; random rounds of a prime rack
+ * never do. Without a delay there is nothing to keep, and one rack that does not agree is enough. */
+static void values_are_kept_where_local_rounds_agree(void) {
+    static const uint32_t rounds_needed[] = {0, 1, 1, 1, 2, UINT32_MAX, 2, UINT32_MAX, 3};
+    for (uint32_t size = 1; size <= 8; size++) {
+        dss_topology_t *topology = make_equal_racks(4, size, 500e6, 100e6);
+        for (uint32_t stripes = 2; stripes <= 6; stripes++) /* so great a delay leaves P no choice */
+            check_keeps(topology, stripes, stripes - 1, stripes - 1 >= rounds_needed[size]);
+        check_keeps(topology, 8, 0, 0);
+        check_keeps(topology, 8, 7, rounds_needed[size] < 8);
+        dss_topology_destroy(topology);
+    }
+    static const uint32_t sizes[][3] = {{4, 2, 1}, {4, 5, 4}};
+    for (uint32_t i = 0; i < 2; i++) {
+        dss_topology_t *topology = make_racks(3, sizes[i], 1, 500e6, 100e6);
+        check_keeps(topology, 3, 2, i == 0);
         dss_topology_destroy(topology);
     }
 }
@@ -217,6 +288,7 @@ static void local_rounds_begin_inside_hosts(void) {
         CHECK(member_count == 2 && members[0] == rank && members[1] == rank + 4);
     }
     check_shape(plan, topology);
+    check_exact(plan);
     dss_plan_destroy(plan);
     dss_topology_destroy(topology);
 }
@@ -297,6 +369,7 @@ static void thousands_of_workers_are_quick(void) {
 
 int main(void) {
     RUN(plans_are_striped_for_any_racks);
+    RUN(values_are_kept_where_local_rounds_agree);
     RUN(many_equal_racks_pair_up_in_mixed_radix);
     RUN(the_smallest_period_near_the_best_is_chosen);
     RUN(the_smallest_delay_that_hides_a_crossing_is_chosen);

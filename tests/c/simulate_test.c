@@ -140,8 +140,16 @@ typedef struct bytes {
     double memory, nic, uplink, nic_later, memory_later, uplink_later;
 } bytes_t;
 
+typedef enum crossing { AT_ONCE, MEANS_FIRST, VALUES_KEPT } crossing_t;
+
+static crossing_t crossing_of(const dss_plan_t *plan, uint32_t round) {
+    if (!dss_plan_is_crossing(plan, round) || dss_plan_delay(plan) == 0)
+        return AT_ONCE;
+    return dss_plan_keeps_values(plan, round) ? VALUES_KEPT : MEANS_FIRST;
+}
+
 /* What a group puts on the links of the host and the rack of `rank`. */
-static bytes_t bytes_at(const reference_t *reference, const uint32_t *members, uint32_t count, uint32_t rank, int delayed) {
+static bytes_t bytes_at(const reference_t *reference, const uint32_t *members, uint32_t count, uint32_t rank, crossing_t crossing) {
     const layout_t at = lay_out(reference, members, count, rank);
     const double all = reference->stripe_bytes;
     bytes_t bytes = {0, 0, 0, 0, 0, 0};
@@ -152,7 +160,9 @@ static bytes_t bytes_at(const reference_t *reference, const uint32_t *members, u
         bytes.memory = 2 * (at.workers_here - 1) * all;
         bytes.nic = 2 * (at.hosts_here - 1) / at.hosts_here * all * DSS_WIRE_OVERHEAD + bytes.uplink / at.hosts_here;
     }
-    if (delayed) {
+    if (crossing == VALUES_KEPT)
+        return (bytes_t){0, 0, 0, bytes.nic, bytes.memory, bytes.uplink};
+    if (crossing == MEANS_FIRST) {
         bytes.nic -= at.workers_here > 0 ? bytes.uplink / at.hosts_here : 0;
         bytes.nic_later = bytes.nic / 2 + (at.workers_here > 0 ? bytes.uplink / at.hosts_here : 0);
         bytes.memory_later = bytes.memory / 2;
@@ -168,12 +178,11 @@ static bytes_t total_at(const reference_t *reference, uint32_t step, uint32_t ra
     bytes_t total = {0, 0, 0, 0, 0, 0};
     for (uint32_t stripe = 0; stripe < reference->stripe_count; stripe++) {
         const uint32_t round = (step + stripe) % dss_plan_period(plan);
-        const int delayed = dss_plan_is_crossing(plan, round) && dss_plan_delay(plan) > 0;
         for (uint32_t group = 0; group < dss_plan_group_count(plan, round); group++) {
             const uint32_t *members;
             uint32_t count;
             CHECK_STATUS(dss_plan_group(plan, round, group, &members, &count), DSS_OK);
-            const bytes_t bytes = bytes_at(reference, members, count, rank, delayed);
+            const bytes_t bytes = bytes_at(reference, members, count, rank, crossing_of(plan, round));
             total.memory += bytes.memory;
             total.nic += bytes.nic;
             total.uplink += bytes.uplink;
@@ -233,16 +242,16 @@ static double time_of(const reference_t *reference, uint32_t step, const uint32_
            2 * (all.racks - 1) * (nic_alpha + uplink_alpha);
 }
 
-/* Of the group in which the rank takes the round: its members in the same rack if only they are waited for. */
+/* Of the group in which the rank takes the round: its members in the same rack if only they are waited for, or the rank alone. */
 static uint32_t waited_for(const reference_t *reference, uint32_t round, uint32_t rank, uint32_t *list) {
     const dss_plan_t *plan = reference->params->plan;
-    const int delayed = dss_plan_is_crossing(plan, round) && dss_plan_delay(plan) > 0;
+    const crossing_t crossing = crossing_of(plan, round);
     const uint32_t *members;
     uint32_t count;
     uint32_t kept = 0;
     CHECK_STATUS(dss_plan_group_of_rank(plan, round, rank, &members, &count), DSS_OK);
     for (uint32_t i = 0; i < count; i++)
-        if (!delayed || same_rack(reference, members[i], rank))
+        if (crossing == AT_ONCE || members[i] == rank || (crossing == MEANS_FIRST && same_rack(reference, members[i], rank)))
             list[kept++] = members[i];
     return kept;
 }
@@ -269,6 +278,8 @@ static void exchange(reference_t *reference, uint32_t step, uint32_t round, uint
     double nic_alpha = 0;
     double uplink_alpha = 0;
     double unused = 0;
+    const crossing_t crossing = crossing_of(reference->params->plan, round);
+    const double ways = crossing == VALUES_KEPT ? 2 : 1; /* into the racks and out of them, or only out */
     CHECK_STATUS(dss_plan_group(reference->params->plan, round, group, &members, &count), DSS_OK);
     const layout_t all = lay_out(reference, members, count, members[0]);
     for (uint32_t i = 0; i < count; i++) {
@@ -278,7 +289,7 @@ static void exchange(reference_t *reference, uint32_t step, uint32_t round, uint
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t host = dss_topology_host_of(topology, members[i]);
         const uint32_t rack = dss_topology_rack_of(topology, members[i]);
-        const bytes_t bytes = bytes_at(reference, members, count, members[i], 1);
+        const bytes_t bytes = bytes_at(reference, members, count, members[i], crossing);
         const layout_t at = lay_out(reference, members, count, members[i]);
         const double uplink_s = bytes.uplink_later / dss_topology_uplink(topology, rack).bytes_per_s;
         workers = largest(workers, at.workers_here);
@@ -291,8 +302,8 @@ static void exchange(reference_t *reference, uint32_t step, uint32_t round, uint
         reference->free_at[rack] = start + uplink_s;
     }
     for (uint32_t i = 0; i < count; i++)
-        reference->done[step][members[i]] = start + slowest + (workers - 1) * dss_topology_memory(topology).latency_s +
-                                            (hosts - 1) * nic_alpha + 2 * (all.racks - 1) * (nic_alpha + uplink_alpha);
+        reference->done[step][members[i]] = start + slowest + ways * (workers - 1) * dss_topology_memory(topology).latency_s +
+                                            ways * (hosts - 1) * nic_alpha + 2 * (all.racks - 1) * (nic_alpha + uplink_alpha);
 }
 
 static void reference_compute(reference_t *reference, uint32_t step) {
@@ -355,7 +366,8 @@ static void check_against_reference(const dss_simulation_params_t *params) {
     CHECK_NEAR(simulation.mean_step_s, before / params->step_count, 1e-9 * before);
     CHECK_NEAR(simulation.mean_sync_s, reference->sync / reference->world_size / params->step_count, 1e-9 * before);
     CHECK_NEAR(simulation.mean_wait_s, reference->wait / reference->world_size / params->step_count, 1e-9 * before);
-    CHECK(simulation.busiest_use > 0 && simulation.busiest_use < 1 + 1e-9);
+    CHECK_FOR(simulation.busiest_use > 0 && simulation.busiest_use < 1 + 1e-9, "%g of kind %d", simulation.busiest_use,
+              (int)simulation.busiest);
     free(reference);
 }
 
@@ -371,12 +383,14 @@ static void noise_and_stragglers_follow_the_recurrence(void) {
         uint32_t max_period;
         uint32_t delay;
     } plans[] = {{DSS_PLAN_GRID, 8, 0},    {DSS_PLAN_RANDOM, 3, 0},  {DSS_PLAN_EXACT, 0, 0},   {DSS_PLAN_LEADERS, 0, 0},
-                 {DSS_PLAN_STRIPED, 5, 0}, {DSS_PLAN_STRIPED, 5, 2}, {DSS_PLAN_STRIPED, 8, 1}, {DSS_PLAN_STRIPED, 8, 4}};
+                 {DSS_PLAN_STRIPED, 5, 0}, {DSS_PLAN_STRIPED, 5, 2}, {DSS_PLAN_STRIPED, 8, 1}, {DSS_PLAN_STRIPED, 8, 4},
+                 {DSS_PLAN_STRIPED, 2, 1}, {DSS_PLAN_HYBRID, 5, 2}};
+    uint32_t counts[3] = {0, 0, 0}; /* of plans by what their last round is */
     for (size_t i = 0; i < sizeof clusters / sizeof clusters[0]; i++) {
         dss_topology_t *topology =
             make_cluster(clusters[i].rack_count, clusters[i].rack_sizes, clusters[i].workers_each, 500, 100, clusters[i].latency_s);
         for (size_t j = 0; j < sizeof plans / sizeof plans[0]; j++) {
-            if (clusters[i].rack_count == 1 && (plans[j].kind == DSS_PLAN_STRIPED || plans[j].kind == DSS_PLAN_LEADERS))
+            if (clusters[i].rack_count == 1 && plans[j].kind >= DSS_PLAN_LEADERS)
                 continue;
             dss_plan_t *plan = make_plan(plans[j].kind, topology, plans[j].max_period, plans[j].delay);
             dss_simulation_params_t params = quiet(DSS_METHOD_PLAN, plan, topology, 12);
@@ -386,10 +400,12 @@ static void noise_and_stragglers_follow_the_recurrence(void) {
             params.straggler_probability = 0.1;
             params.straggler_factor = 3;
             check_against_reference(&params);
+            counts[crossing_of(plan, dss_plan_period(plan) - 1)]++;
             dss_plan_destroy(plan);
         }
         dss_topology_destroy(topology);
     }
+    CHECK_FOR(counts[MEANS_FIRST] > 4 && counts[VALUES_KEPT] > 4, "%u, %u", counts[MEANS_FIRST], counts[VALUES_KEPT]);
 }
 
 /* ---- closed forms ------------------------------------------------------------------------------------------------------- */
@@ -444,30 +460,38 @@ static void pairs_share_the_links_that_they_cross(void) {
     dss_topology_destroy(bed);
 }
 
-/* Two racks of four, five rounds: two of pairs... whatever the rounds inside racks are, with compute the background is hidden. */
-static void a_delayed_crossing_costs_only_what_is_not_hidden(void) {
-    dss_topology_t *bed = make_bed();
-    dss_plan_t *plan = make_plan(DSS_PLAN_STRIPED, bed, 5, 4);
+/* Two racks of four, five rounds, with compute that hides the background and without. Where racks take their means first, those are
+ * waited for; where values are kept, nothing of the crossing is. */
+static void check_hidden(const dss_topology_t *bed, dss_plan_kind_t kind, crossing_t expected) {
+    dss_plan_t *plan = make_plan(kind, bed, 5, 4);
     double step_s[40];
     double foreground_s = 0; /* of a NIC in a step */
     dss_simulation_params_t params = quiet(DSS_METHOD_PLAN, plan, bed, 40);
     const uint32_t period = dss_plan_period(plan);
-    for (uint32_t round = 0; round < period; round++) {
+    CHECK_EQUAL(crossing_of(plan, period - 1), expected);
+    for (uint32_t round = 0; round + 1 < period; round++) {
         const uint32_t *members;
         uint32_t member_count;
         CHECK_STATUS(dss_plan_group_of_rank(plan, round, 0, &members, &member_count), DSS_OK);
-        const double size = dss_plan_is_crossing(plan, round) ? 4 : member_count;
-        foreground_s += 2 * (size - 1) / size * nic_s / period;
+        foreground_s += 2 * (member_count - 1.0) / member_count * nic_s / period;
     }
+    foreground_s += (expected == VALUES_KEPT ? 0 : 1.5) * nic_s / period;
     params.compute_s = 3; /* hides all of the background */
     simulate(&params, step_s);
     for (uint32_t step = 1; step < 40; step++)
         CHECK_NEAR(step_s[step], 3 + foreground_s, 1e-9);
     params.compute_s = 0; /* on the NICs the background's bytes are on top; the uplink may be the slowest even so */
     simulate(&params, step_s);
+    const double nic_bound_s = foreground_s + (expected == VALUES_KEPT ? 1.75 : 1) * nic_s / period;
     for (uint32_t step = 20; step < 40; step++)
-        CHECK_NEAR(step_s[step], fmax(foreground_s + nic_s / period, uplink_s / period), 1e-9);
+        CHECK_NEAR(step_s[step], fmax(nic_bound_s, uplink_s / period), 1e-9);
     dss_plan_destroy(plan);
+}
+
+static void a_delayed_crossing_costs_only_what_is_not_hidden(void) {
+    dss_topology_t *bed = make_bed();
+    check_hidden(bed, DSS_PLAN_STRIPED, VALUES_KEPT);
+    check_hidden(bed, DSS_PLAN_HYBRID, MEANS_FIRST);
     dss_topology_destroy(bed);
 }
 
@@ -512,23 +536,54 @@ static uint64_t seed_of_straggler(uint32_t rank, double probability) {
     }
 }
 
-static void a_straggler_holds_up_its_rack_and_with_a_barrier_all(void) {
+static double mean_wait_s(const dss_simulation_params_t *params, const dss_plan_t *plan) {
+    dss_simulation_params_t of_plan = *params;
+    of_plan.plan = plan;
+    return simulate(&of_plan, NULL).mean_wait_s;
+}
+
+/* Pairs along both digits of a rack of four: two partners. */
+static void a_straggler_holds_up_its_partners_or_its_rack_and_with_a_barrier_all(void) {
     dss_topology_t *bed = make_bed();
-    dss_plan_t *delayed = make_plan(DSS_PLAN_STRIPED, bed, 5, 4);
+    dss_plan_t *keeping = make_plan(DSS_PLAN_STRIPED, bed, 5, 4);
+    dss_plan_t *means_first = make_plan(DSS_PLAN_HYBRID, bed, 5, 4);
     dss_plan_t *waiting = make_plan(DSS_PLAN_STRIPED, bed, 5, 0);
-    dss_simulation_params_t params = quiet(DSS_METHOD_PLAN, delayed, bed, 1);
+    dss_simulation_params_t params = quiet(DSS_METHOD_PLAN, NULL, bed, 1);
     params.seed = seed_of_straggler(2, 0.1);
     params.compute_s = 1;
     params.straggler_probability = 0.1;
     params.straggler_factor = 2;
-    CHECK_NEAR(simulate(&params, NULL).mean_wait_s, 3.0 / 8, 1e-9);
-    params.plan = waiting;
-    CHECK_NEAR(simulate(&params, NULL).mean_wait_s, 7.0 / 8, 1e-9);
+    CHECK_NEAR(mean_wait_s(&params, keeping), 2.0 / 8, 1e-9);
+    CHECK_NEAR(mean_wait_s(&params, means_first), 3.0 / 8, 1e-9);
+    CHECK_NEAR(mean_wait_s(&params, waiting), 7.0 / 8, 1e-9);
     params.method = DSS_METHOD_RING;
     CHECK_NEAR(simulate(&params, NULL).mean_wait_s, 7.0 / 8, 1e-9);
-    dss_plan_destroy(delayed);
+    dss_plan_destroy(keeping);
+    dss_plan_destroy(means_first);
     dss_plan_destroy(waiting);
     dss_topology_destroy(bed);
+}
+
+/* Two racks of two behind slow uplinks, a pair and a crossing. The exchange begins when all are ready, not after an average, and is
+ * waited for a step later; the next one has to wait for the uplink. */
+static void kept_values_leave_when_all_are_ready(void) {
+    static const uint32_t rack_sizes[] = {2, 2};
+    dss_topology_t *slow = make_cluster(2, rack_sizes, 1, 500, 10, 0);
+    dss_plan_t *plan = make_plan(DSS_PLAN_STRIPED, slow, 2, 1);
+    dss_simulation_params_t params = quiet(DSS_METHOD_PLAN, plan, slow, 3);
+    const double exchange_s = 10 * uplink_s / 2;
+    double step_s[3];
+    params.compute_s = 1;
+    const dss_simulation_t simulation = simulate(&params, step_s);
+    CHECK(dss_plan_keeps_values(plan, 1));
+    CHECK_NEAR(step_s[0], 1 + nic_s / 2, 1e-9);
+    CHECK_NEAR(step_s[0] + step_s[1], 1 + exchange_s, 1e-9);
+    CHECK_NEAR(step_s[0] + step_s[1] + step_s[2], 1 + 2 * exchange_s, 1e-9);
+    CHECK_NEAR(simulation.mean_wait_s, 0, 1e-9);
+    CHECK_EQUAL(simulation.busiest, DSS_LINK_UPLINK);
+    CHECK_NEAR(simulation.busiest_use, 2 * exchange_s / (1 + 2 * exchange_s), 1e-9); /* the third is still to be sent */
+    dss_plan_destroy(plan);
+    dss_topology_destroy(slow);
 }
 
 static void methods_meet_the_same_compute_times(void) {
@@ -663,7 +718,8 @@ int main(void) {
     RUN(a_delayed_crossing_costs_only_what_is_not_hidden);
     RUN(with_no_noise_it_agrees_with_the_cost_model);
     RUN(noise_and_stragglers_follow_the_recurrence);
-    RUN(a_straggler_holds_up_its_rack_and_with_a_barrier_all);
+    RUN(a_straggler_holds_up_its_partners_or_its_rack_and_with_a_barrier_all);
+    RUN(kept_values_leave_when_all_are_ready);
     RUN(methods_meet_the_same_compute_times);
     RUN(compute_times_have_the_asked_distribution);
     RUN(progress_is_told_about_a_hundred_times);
