@@ -201,7 +201,7 @@ class Plan:
     def keeps_values(self, round: int) -> bool:
         """Whether workers keep their values in this crossing until its correction: their group's mean less their rack's.
 
-        Both means are of the values at the crossing. So it is where the rounds inside racks alone bring each rack to the same
+        Both means are of the values at the crossing. So it is where the rounds between two crossings bring each rack to the same
         values; elsewhere the workers of a rack take its mean at once. False with delay 0.
         """
         return self.core.keeps_values(round)
