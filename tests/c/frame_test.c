@@ -213,7 +213,7 @@ static void each_byte_of_a_signature_is_checked(void) {
             dss_error_t error;
             int allowed = at < 32 || value == 0;
             if (at == 0)
-                allowed = value >= 1 && value <= 4;
+                allowed = value >= 1 && value <= 5;
             else if (at == 1)
                 allowed = value <= 7;
             else if (at == 2)
