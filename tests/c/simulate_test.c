@@ -485,6 +485,10 @@ static void check_hidden(const dss_topology_t *bed, dss_plan_kind_t kind, crossi
     const double nic_bound_s = foreground_s + (expected == VALUES_KEPT ? 1.75 : 1) * nic_s / period;
     for (uint32_t step = 20; step < 40; step++)
         CHECK_NEAR(step_s[step], fmax(nic_bound_s, uplink_s / period), 1e-9);
+    params.step_count = 1; /* the background is still to be sent, and did not use the NICs yet */
+    const dss_simulation_t first = simulate(&params, NULL);
+    CHECK_NEAR(first.total_s, foreground_s, 1e-9);
+    CHECK_NEAR(first.busiest_use, 1, 1e-9);
     dss_plan_destroy(plan);
 }
 
