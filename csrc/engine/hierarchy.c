@@ -16,12 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WINDOW 4u                         /* chunks in one stage */
-#define CHUNK_MOST ((uint64_t)1 << 20)    /* bytes: the first and the last of them cannot overlap with others */
-#define CHUNK_LEAST ((uint64_t)256 << 10) /* bytes: latency counts */
-#define CHUNKS_WANTED 32u                 /* so much of the way up and down is not hidden */
-#define CHUNKS_MOST 4096u                 /* twelve bits of a stage's number */
-#define MEMBERS_MOST 65535u               /* pieces are not more; sixteen bits */
+#define WINDOW 16u                  /* chunks in one stage */
+#define CHUNK ((uint64_t)256 << 10) /* bytes: the first's way up and the last's down overlap with no others; less costs latency */
+#define CHUNKS_MOST 4096u           /* twelve bits of a stage's number */
+#define MEMBERS_MOST 65535u         /* pieces are not more; sixteen bits */
 
 enum { SCATTER_IN_HOST, SCATTER_IN_RACK, EXCHANGE, GATHER_IN_RACK, GATHER_IN_HOST, STAGE_COUNT };
 
@@ -424,10 +422,8 @@ static bool make_chunks(dss_operation_t *operation) {
     const uint64_t width = dss_dtype_bytes(operation->dtype);
     const uint64_t elements = operation->element_count;
     const bool of_means = operation->kind == DSS_OPERATION_CROSSING_OF_MEANS; /* read now, and nobody waits for it: one chunk */
-    uint64_t bytes = elements * width / CHUNKS_WANTED;
-    bytes = bytes < CHUNK_LEAST ? CHUNK_LEAST : bytes;
-    bytes = bytes > CHUNK_MOST ? CHUNK_MOST : bytes;
-    bytes = bytes < elements * width / CHUNKS_MOST + 1 ? elements * width / CHUNKS_MOST + 1 : bytes;
+    const uint64_t least = elements * width / CHUNKS_MOST + 1;
+    const uint64_t bytes = least < CHUNK ? CHUNK : least;
     uint64_t each = (bytes / width + 63) / 64 * 64;
     each = of_means || each > elements ? elements : each;
     dss_hierarchy_t *hierarchy = calloc(1, sizeof *hierarchy);
