@@ -3,7 +3,8 @@
 A step is what dssync_pg does to an unmodified DDP script: each worker takes its own optimizer step on its own gradient, then
 parameters, BatchNorm's running statistics and, where asked, optimizer state are averaged inside the groups of the plan's round.
 Where whole racks cross late, all workers of a rack add the same correction some steps later, the mean of the racks less their own
-of the values at the crossing. Until then they keep their values, or, where the plan says so, take the rack's mean at once.
+of the values at the crossing. Until then they keep their values where the plan says so; else, and of second moments, they take the
+rack's mean at once.
 tests/python/test_accuracy.py holds this against real ranks over backend="dssync".
 """
 
@@ -72,6 +73,7 @@ class Vector:
 
     tensors: list[Tensor]
     scale: bool = False  # variances and second moments: a correction must not make them negative
+    moment: bool = False  # second moments: racks always take their mean at once
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Part:
 
     rows: Tensor
     scale: bool = False
+    moment: bool = False
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Averager:
         return matrix
 
     def rows(self, vector: Vector) -> list[Part]:
-        return [Part(tensor.detach().view(self.workers, -1), vector.scale) for tensor in vector.tensors]
+        return [Part(tensor.detach().view(self.workers, -1), vector.scale, vector.moment) for tensor in vector.tensors]
 
     def average(self, parts: list[Part], step: int, turn: int, stripe: int = 0) -> None:
         """Average in place: in the groups of round (turn + stripe) mod P; over everyone while the warm-up lasts."""
@@ -124,7 +127,7 @@ class Averager:
                 self._crossings.append(Crossing(step, part, (matrix - self._racks) @ part.rows))
             if not late:
                 part.rows.copy_(matrix @ part.rows)
-            elif not self.plan.keeps_values(number):
+            elif part.moment or not self.plan.keeps_values(number):
                 part.rows.copy_(self._racks @ part.rows)
 
     def average_in_racks(self, parts: list[Part]) -> None:
@@ -151,7 +154,7 @@ class Averager:
             for number, (first, last) in enumerate(itertools.pairwise(bounds)):
                 low, high = max(first - offset, 0), min(last - offset, size)
                 if low < high:
-                    slices[number].append(Part(part.rows[:, low:high], vector.scale))
+                    slices[number].append(Part(part.rows[:, low:high], vector.scale, vector.moment))
             offset += size
         return slices
 
@@ -244,14 +247,15 @@ class Workers:
         for scale in (False, True):
             found.append(Vector([buffers[name] for name in buffers if name.endswith("running_var") == scale], scale))
         if self.method.average_state == "all":
-            found += [Vector(self._state(name), name == "exp_avg_sq") for name in ("momentum_buffer", "exp_avg", "exp_avg_sq")]
+            found += [Vector(self._state(name)) for name in ("momentum_buffer", "exp_avg")]
+            found += [Vector(self._state("exp_avg_sq"), scale=True, moment=True)]
         return [vector for vector in found if vector.tensors]
 
     def _average(self, step: int) -> None:
         if not self._stripes:
             self._stripes = self.averager.stripes(self._vectors(), self.min_stripe_bytes)
             if self.method.average_state == "v":
-                self._moments = self.averager.cut(Vector(self._state("exp_avg_sq"), scale=True), V_SLICES)
+                self._moments = self.averager.cut(Vector(self._state("exp_avg_sq"), scale=True, moment=True), V_SLICES)
         for number, stripe in enumerate(self._stripes):
             self.averager.average(stripe, step, step, number)
         if self._moments:

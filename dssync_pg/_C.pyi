@@ -158,11 +158,13 @@ class Engine:
 
 class Crossing:
     """AWAITED: a crossing round is done when its launch is. DELAYED: the part between racks goes on, and settle() adds its
-    correction. POSITIVE: the same, for values that must not become negative: a correction leaves at least a quarter of each."""
+    correction. POSITIVE: the same, for values that must not become negative: a correction leaves at least a quarter of each.
+    MOMENTS: also so, and a rack takes its mean at once where it else would keep its values."""
 
     AWAITED: Crossing
     DELAYED: Crossing
     POSITIVE: Crossing
+    MOMENTS: Crossing
 
 class Averager:
     """Averages lists of tensors in the groups of a plan.

@@ -79,7 +79,7 @@ class _Layout:
         self.stripe_count = _C.stripe_count(total, stripe_count, MIN_STRIPE_BYTES)
         self.vectors = [Vector([item.tensor for item in vector], self.stripe_count) for vector in vectors]
         self.scales = [Vector([item.tensor for item in vector], self.stripe_count) for vector in scales]
-        """Variances and second moments: their corrections must not make them negative."""
+        """Variances, then second moments: their corrections must not make them negative."""
         self.moments = Vector([item.tensor for item in moments], SECOND_MOMENT_SLICES)
         everything = [*vectors, *scales, moments]
         self.hash = layout_hash(everything, f"{extra} stripes={self.stripe_count}")
@@ -92,12 +92,16 @@ class _Layout:
         parts = []
         for stripe in range(self.stripe_count):
             round_ = _C.EXACT_ROUND if exact else plan.round_at(step, stripe)
-            for vectors, crossing in ((self.vectors, _C.Crossing.DELAYED), (self.scales, _C.Crossing.POSITIVE)):
+            for vectors, crossing in (
+                (self.vectors, _C.Crossing.DELAYED),
+                (self.scales[:1], _C.Crossing.POSITIVE),
+                (self.scales[1:], _C.Crossing.MOMENTS),
+            ):
                 parts.append((round_, [view for vector in vectors for view in vector.stripes[stripe]], crossing))
         if self.moments.numel:
             turn, which = divmod(step, SECOND_MOMENT_SLICES)  # slice j comes every 8 steps: its round advances with its own turns
             round_ = _C.EXACT_ROUND if exact else plan.round_at(turn, 0)
-            parts.append((round_, self.moments.stripes[which], _C.Crossing.POSITIVE))
+            parts.append((round_, self.moments.stripes[which], _C.Crossing.MOMENTS))
         return [part for part in parts if part[1]]
 
 

@@ -17,9 +17,11 @@ namespace dssync {
 
 // What becomes of the part of a crossing round that goes between racks.
 enum class Crossing {
-    Awaited, // it is part of the launch
-    Delayed, // the plan's delay applies: settle() adds its correction
-    Positive // the same, of values that must not become negative, second moments and variances: settle() keeps a quarter of each
+    Awaited,  // it is part of the launch
+    Delayed,  // the plan's delay applies: settle() adds its correction
+    Positive, // the same, of variances, which must not become negative: settle() keeps a quarter of each
+    Moments   // the same, of second moments. Their racks always take the mean at once: a worker's own may be far below its rack's,
+            // and a quarter of that makes its steps too long
 };
 
 struct Part {

@@ -225,7 +225,8 @@ void bindShim(py::module_ &m) {
     py::enum_<Crossing>(m, "Crossing")
         .value("AWAITED", Crossing::Awaited)
         .value("DELAYED", Crossing::Delayed)
-        .value("POSITIVE", Crossing::Positive);
+        .value("POSITIVE", Crossing::Positive)
+        .value("MOMENTS", Crossing::Moments);
     py::class_<Averager, std::shared_ptr<Averager>>(m, "Averager")
         .def(
             "launch",

@@ -226,7 +226,8 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                 continue;
             }
             const bool late = state_->crossesLate(part);
-            const bool keepsValues = late && dss_plan_keeps_values(state_->plan.get(), part.round) != 0;
+            const bool keepsValues =
+                late && part.crossing != Crossing::Moments && dss_plan_keeps_values(state_->plan.get(), part.round) != 0;
             const auto rack = late ? state_->ownRack(members) : members;
             const uint64_t shapes = hashShapes(part.tensors, layout);
             for (auto &tensors : byDtype(part.tensors)) {
@@ -255,7 +256,7 @@ c10::intrusive_ptr<WorkDssync> NativeAverager::launch(const Operation &operation
                         ->push_back({step,
                                      {kind, DSS_SUM, key, members, tensors, shapes},
                                      originals,
-                                     part.crossing == Crossing::Positive,
+                                     part.crossing != Crossing::Delayed,
                                      nullptr});
                     sent += keepsValues ? 1 / size : 1; // its share to another rack; of means also gathered in its own
                 }
