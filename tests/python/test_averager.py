@@ -391,8 +391,9 @@ def test_a_time_out_names_who_has_not_launched(engine):
     assert "step 17 of sync 0 failed on rank 3 of 4, phase forming the group [1, 3] of round 1: " in texts[3]
     for rank in (0, 2, 3):
         assert f"dssync: step 17 of sync 0 failed on rank {rank} of 4, phase " in texts[rank]
-        assert "timed out after 4 s" in texts[rank] and "`timeout=`" in texts[rank]
+    assert "timed out after 4 s" in texts[2] or "lost its connection" in texts[2]  # rank 3, which gives up, closes theirs
     for rank in (0, 3):
+        assert "timed out after 4 s" in texts[rank] and "`timeout=`" in texts[rank]
         assert "rank 1 has not launched step 17 of sync 0 (its last known step is 16)" in texts[rank]
 
 

@@ -633,11 +633,12 @@ def test_other_sizes_are_an_error_on_every_rank_that_names_both(racks):
 
 def dies_while_others_reduce(rank, world, ends):
     tensor = torch.ones(1 << 22)
-    dist.all_reduce(tensor)
-    if rank == 3:
-        ends()
     began = time.monotonic()
     try:
+        dist.all_reduce(tensor)  # others may still be in it when rank 3 is through
+        if rank == 3:
+            ends()
+        began = time.monotonic()
         for _ in range(50):
             dist.all_reduce(tensor)
     except RuntimeError as error:
