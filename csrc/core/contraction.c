@@ -151,7 +151,7 @@ static double iterate(const dss_plan_t *plan, lanczos_t *state) {
 
 /* Returns whether there is anything to contract. */
 static int start(const dss_plan_t *plan, lanczos_t *state) {
-    if (dss_plan_wait_from(plan, 0, state->current, state->scratch))
+    if (dss_plan_wait_from(plan, 0, plan->period, state->current, state->scratch))
         return 0;
     dss_random_t random = dss_random_stream(plan->seed, DSS_RANDOM_CONTRACTION, 0);
     for (uint32_t i = 0; i < plan->world_size; i++)

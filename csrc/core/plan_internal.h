@@ -93,9 +93,9 @@ uint64_t dss_plan_content_hash(const dss_plan_t *plan);
 /* One round's averages of one value a rank, a crossing's correction included. `scratch`: 2 * rack_count numbers. */
 void dss_round_average(const dss_plan_t *plan, uint32_t round, double *values, double *scratch);
 
-/* Steps from round `first` on until all ranks agree, corrections included, if a period of rounds does that; else 0. `values` is
+/* Steps from round `first` on until all ranks agree, corrections included, if `limit` rounds do that; else 0. `values` is
  * scratch, a number a rank; the other is that of dss_round_average. */
-uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, double *values, double *scratch);
+uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, uint32_t limit, double *values, double *scratch);
 /* dss_plan_longest_wait, for callers to whom no memory is not the same as never. */
 dss_status_t dss_plan_find_longest_wait(const dss_plan_t *plan, uint32_t *wait_p);
 

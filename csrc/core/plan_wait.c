@@ -25,12 +25,12 @@ static double spread(const double *values, uint32_t count) {
     return most - least;
 }
 
-uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, double *values, double *scratch) {
+uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, uint32_t limit, double *values, double *scratch) {
     dss_random_t random = dss_random_stream(plan->seed, DSS_RANDOM_CONTRACTION, 1);
     uint32_t corrected = 0; /* when the correction of the last crossing is there */
     for (uint32_t rank = 0; rank < plan->world_size; rank++)
         values[rank] = (double)(dss_random_next(&random) >> 11) * 0x1p-53 - 0.5;
-    for (uint32_t i = 0; i < plan->period; i++) {
+    for (uint32_t i = 0; i < limit; i++) {
         const uint32_t round = (first + i) % plan->period;
         dss_round_average(plan, round, values, scratch);
         if (plan->crossing[round])
@@ -44,12 +44,13 @@ uint32_t dss_plan_wait_from(const dss_plan_t *plan, uint32_t first, double *valu
 dss_status_t dss_plan_find_longest_wait(const dss_plan_t *plan, uint32_t *wait_p) {
     const size_t world_size = plan->world_size;
     double *values = calloc(world_size + 2 * (size_t)plan->rack_count, sizeof *values);
+    const uint32_t limit = 2 * plan->period - 1; /* a period that is exact from some round on lies within */
     uint32_t longest = 0;
     uint32_t wait = 1;
     if (!values)
         return DSS_ERR_NO_MEMORY;
     for (uint32_t first = 0; wait && first < plan->period; first++) {
-        wait = dss_plan_wait_from(plan, first, values, values + world_size);
+        wait = dss_plan_wait_from(plan, first, limit, values, values + world_size);
         longest = wait > longest ? wait : longest;
     }
     free(values);

@@ -21,7 +21,7 @@ enum class Crossing {
     Delayed,  // the plan's delay applies: settle() adds its correction
     Positive, // the same, of variances, which must not become negative: settle() keeps a quarter of each
     Moments   // the same, of second moments. Their racks always take the mean at once: a worker's own may be far below its rack's,
-            // and a quarter of that makes its steps too long
+              // and a quarter of that makes its steps too long
 };
 
 struct Part {

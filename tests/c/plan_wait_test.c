@@ -13,7 +13,7 @@ static uint32_t dense_wait(const dss_plan_t *plan) {
     for (uint32_t first = 0; first < period && longest != UINT32_MAX; first++) {
         uint32_t count = 1;
         dense_round(plan, first, product);
-        while (count < period && dense_distance_to_mean(product, n) > 1e-9) {
+        while (count < 2 * period - 1 && dense_distance_to_mean(product, n) > 1e-9) {
             dense_round(plan, (first + count++) % period, round);
             dense_multiply(round, product, n, next);
             memcpy(product, next, (size_t)n * n * sizeof *product);
@@ -151,7 +151,7 @@ static void waits_with_delays_are_those_of_replicas(void) {
         uint32_t longest = 0;
         for (uint32_t first = 0; first < dss_plan_period(plan); first++) {
             const uint32_t wait = replicas_wait(plan, first, &random);
-            CHECK_EQUAL(dss_plan_wait_from(plan, first, values, scratch), wait);
+            CHECK_EQUAL(dss_plan_wait_from(plan, first, dss_plan_period(plan), values, scratch), wait);
             longest = wait > longest ? wait : longest;
             early_count += dss_plan_is_crossing(plan, first) && wait > 1 + dss_plan_delay(plan);
         }
