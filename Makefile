@@ -83,7 +83,7 @@ benchmark: setup ## averages, all_reduce and barrier beside torch's Gloo (minute
 benchmark-cluster: setup ## the same behind a slow uplink, in emulated racks (root, iproute2, iperf3)
 	@$(PY) benchmarks/all_reduce.py --cluster
 
-benchmark-training: setup ## a training's time to an accuracy there (root, iproute2, iperf3; 10 minutes)
+benchmark-training: setup ## a training's time to an accuracy there (root, iproute2, iperf3; a quarter of an hour)
 	@$(PY) benchmarks/time_to_accuracy.py
 
 benchmark-plans: setup ## plans against their bounds, predictions, rings and stragglers, in emulated racks (the same; half an hour)

@@ -123,11 +123,11 @@ class Averager:
         late = self.plan.delay > 0 and self.plan.is_crossing(number) and not exact
         matrix = self._exact if exact else self._rounds[number]
         for part in parts:
-            if late:
-                self._crossings.append(Crossing(step, part, (matrix - self._racks) @ part.rows))
             if not late:
                 part.rows.copy_(matrix @ part.rows)
-            elif part.moment or not self.plan.keeps_values(number):
+                continue
+            self._crossings.append(Crossing(step, part, (matrix - self._racks) @ part.rows))
+            if part.moment or not self.plan.keeps_values(number):
                 part.rows.copy_(self._racks @ part.rows)
 
     def average_in_racks(self, parts: list[Part]) -> None:

@@ -162,7 +162,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["uplink", "nic", "noise", []], help="default: all three")
+    choices = ["uplink", "nic", "noise", []]  # none at all is checked against them, too
+    parser.add_argument("what", nargs="*", choices=choices, metavar="{uplink,nic,noise}", help="default: all three")
     parser.add_argument("--mib", type=float, default=8, help="size of the model (default: 8)")
     parser.add_argument("--windows", type=int, default=20, help="of noise (default: 20)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder for the results")

@@ -1,6 +1,6 @@
 """How long does a training take to a given test accuracy behind slow uplinks, over torch's Gloo and over dssync?
 
-    sudo python benchmarks/time_to_accuracy.py                  # two racks of four, 3 seeds: about 10 minutes
+    sudo python benchmarks/time_to_accuracy.py                  # two racks of four, 3 seeds: about a quarter of an hour
     sudo python benchmarks/time_to_accuracy.py --seeds 0 --out /tmp/x
 
 Every run is the same script, train_to_accuracy.py, in the emulated cluster of cluster.py. Over Gloo, DDP all-reduces gradients

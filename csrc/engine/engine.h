@@ -151,10 +151,10 @@ bool dss_operation_stage(dss_member_t *member, const uint8_t *bytes, size_t byte
 bool dss_operation_unstage(dss_operation_t *operation);
 /* After anything was sent or received: completes the operation if that was the last. */
 void dss_operation_check(dss_operation_t *operation);
-/* Whether larger operations of these members go by hosts and racks. */
 static inline bool dss_is_crossing(dss_operation_kind_t kind) {
     return kind == DSS_OPERATION_CROSSING_OF_MEANS || kind == DSS_OPERATION_CROSSING_OF_VALUES;
 }
+/* Whether larger operations of these members go by hosts and racks. */
 bool dss_hierarchy_fits(const dss_operation_t *operation);
 /* Begins: posts what can be. */
 void dss_hierarchy_begin(dss_operation_t *operation);
