@@ -117,7 +117,8 @@ struct dss_operation {
     uint64_t shard_at; /* of the own shard: bytes from the begin of the vector */
     uint64_t shard_bytes;
     uint64_t reduced; /* bytes of the own shard that hold the result */
-    uint8_t *scratch; /* half types: the shard in float32 (SHARDED) or everything (RING). FLAT: all members' values. Owned. */
+    uint8_t *scratch; /* half types: the shard in float32 (SHARDED), or partial sums that are not sent yet (RING). FLAT: all
+                         members' values. Owned. */
     bool staged;      /* some member's bytes wait in `staged` */
     bool asked;       /* its time is nearly over: those it waits for were asked whether they are there */
     bool held;        /* its time was over, and they were */
