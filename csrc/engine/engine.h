@@ -17,6 +17,7 @@
 #include <stdatomic.h>
 
 #include "address.h"
+#include "board.h"
 #include "dssync_engine.h"
 #include "frame.h"
 #include "handshake.h"
@@ -82,6 +83,8 @@ struct dss_member {
     bool eager;            /* sends before `opened`; counted in the peer's eager_sent until then */
     uint64_t send_goal[2]; /* bytes, by dss_phase_t */
     uint64_t sent[2];      /* taken by the stream */
+    uint64_t gathered;     /* bytes of phase GATHER in frames that have begun */
+    bool reads;            /* our board, in this operation */
     uint64_t receive_goal[2];
     uint64_t received[2];       /* taken off the stream */
     uint64_t applied;           /* of phase REDUCE: reduced; the rest is staged */
@@ -119,6 +122,8 @@ struct dss_operation {
     uint64_t reduced; /* bytes of the own shard that hold the result */
     uint8_t *scratch; /* half types: the shard in float32 (SHARDED), or partial sums that are not sent yet (RING). FLAT: all
                          members' values. Owned. */
+    uint8_t *posted;  /* by pieces of the own shard: 1 more than the board's slot that holds it, or 0; owned, may be NULL */
+    bool has_readers; /* it is decided who reads the board */
     bool staged;      /* some member's bytes wait in `staged` */
     bool asked;       /* its time is nearly over: those it waits for were asked whether they are there */
     bool held;        /* its time was over, and they were */
@@ -144,6 +149,10 @@ uint64_t dss_operation_sendable(const dss_member_t *member, dss_phase_t *phase_p
 /* The values to send, [offset, offset + bytes) of the phase; at most `most` pieces; how many bytes they hold. */
 size_t dss_operation_gather(const dss_member_t *member, dss_phase_t phase, uint64_t offset, size_t bytes, struct iovec *list,
                             int most, int *count_p);
+/* The board's slot that holds the next bytes to send of phase GATHER, `*bytes_p` or fewer; -1: they go through the ring. */
+int dss_operation_post(dss_member_t *member, size_t *bytes_p);
+/* The member is not told of what is on the board. */
+void dss_operation_unpost(const dss_member_t *member);
 /* Takes values that came, from the front of `bytes`; how many bytes, 0 if they cannot be used yet. */
 size_t dss_operation_take(dss_member_t *member, dss_phase_t phase, const uint8_t *bytes, size_t bytes_count);
 /* Keeps values of phase REDUCE for later. False when memory is out. */
@@ -216,6 +225,10 @@ struct dss_peer {
     uint64_t transfer_ns;
     uint64_t transfer_bytes;
 
+    dss_board_t *board; /* the peer's; owned, NULL until it has shown it */
+    bool shown;         /* it has been sent ours, or cannot be */
+    bool sees;          /* and has said that it reads it */
+
     /* reading */
     bool in_frame;
     dss_frame_t frame;
@@ -237,6 +250,7 @@ struct dss_peer {
     size_t header_left;    /* of the data frame on its way */
     size_t payload_left;   /* the same */
     size_t padding_left;   /* the same */
+    size_t posted_bytes;   /* of what it tells of on the board */
     dss_member_t *writing; /* whose payload; NULL: its operation has failed meanwhile, the payload's rest is in `rest` */
     dss_bytes_t rest;
     dss_phase_t writing_phase;
@@ -253,6 +267,8 @@ bool dss_peer_unstall(dss_peer_t *peer);
 /* Puts a control frame into the queue. */
 void dss_peer_say(dss_peer_t *peer, const dss_frame_t *frame, const void *payload);
 void dss_peer_say_goodbye(dss_peer_t *peer);
+void dss_peer_show_board(dss_peer_t *peer); /* if it has not been */
+void dss_peer_see_board(dss_peer_t *peer);  /* if it has shown one */
 void dss_peer_ask(dss_peer_t *peer);        /* whether its process runs */
 void dss_peer_queue(dss_member_t *member);  /* the member may have something to send */
 void dss_peer_forget(dss_member_t *member); /* its operation is over */
@@ -386,6 +402,8 @@ struct dss_engine {
     uint32_t *ready; /* ranks of READY peers; owned */
     uint32_t ready_count;
     bool any_staged;
+    dss_board_t *board; /* owned; NULL until it is of use */
+    bool has_no_board;  /* it cannot be made */
     dss_engine_stats_t stats;
 };
 

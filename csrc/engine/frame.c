@@ -20,6 +20,7 @@ void dss_frame_encode(const dss_frame_t *frame, uint32_t epoch, uint8_t bytes[DS
     dss_put_u32(bytes + 32, frame->key.part);
     dss_put_u32(bytes + 36, frame->key.stage);
     dss_put_u64(bytes + 40, frame->offset);
+    dss_put_u32(bytes + 48, frame->slot);
 }
 
 static dss_status_t check_envelope(const uint8_t *bytes, uint32_t epoch, dss_error_t *error_p) {
@@ -30,15 +31,16 @@ static dss_status_t check_envelope(const uint8_t *bytes, uint32_t epoch, dss_err
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: version %u, expected %u", bytes[4], DSS_FRAME_VERSION);
     if (dss_get_u32(bytes + 8) != epoch)
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: epoch %08" PRIx32 ", expected %08" PRIx32, dss_get_u32(bytes + 8), epoch);
-    if (!dss_bytes_zero(bytes, 7, 8) || !dss_bytes_zero(bytes, 48, DSS_FRAME_BYTES))
+    if (!dss_bytes_zero(bytes, 7, 8) || !dss_bytes_zero(bytes, 52, DSS_FRAME_BYTES))
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: reserved bytes are %02x and %016" PRIx64 "..., not 0", bytes[7],
-                        dss_get_u64(bytes + 48));
+                        dss_get_u64(bytes + 52));
     return DSS_OK;
 }
 
 /* What a payload's size and the fields of one type must be, given the type. */
 static dss_status_t check_fields(const dss_frame_t *frame, dss_error_t *error_p) {
-    const bool is_data = frame->type == DSS_FRAME_DATA;
+    const bool is_board = frame->type == DSS_FRAME_BOARD;
+    const bool is_data = frame->type == DSS_FRAME_DATA || is_board;
     const dss_key_t *key = &frame->key;
     uint32_t least = 0;
     uint32_t most = DSS_FRAME_MAX_PAYLOAD_BYTES;
@@ -48,12 +50,17 @@ static dss_status_t check_fields(const dss_frame_t *frame, dss_error_t *error_p)
         break;
     case DSS_FRAME_DATA:
         break;
+    case DSS_FRAME_BOARD:
+        least = 1;
+        most = DSS_BOARD_SLOT_BYTES;
+        break;
     case DSS_FRAME_FAIL:
         least = 1;
         break;
     case DSS_FRAME_GOODBYE:
     case DSS_FRAME_PING:
     case DSS_FRAME_PONG:
+    case DSS_FRAME_SEEN:
         most = 0;
         if (key->channel || key->sequence || key->part || key->stage)
             return dss_fail(error_p, DSS_ERR_CORRUPT,
@@ -65,6 +72,10 @@ static dss_status_t check_fields(const dss_frame_t *frame, dss_error_t *error_p)
     }
     if (frame->phase > (is_data ? DSS_PHASE_GATHER : DSS_PHASE_REDUCE))
         return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: phase %d in a frame of type %d", (int)frame->phase, (int)frame->type);
+    if (is_board && frame->phase != DSS_PHASE_GATHER)
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: phase %d on a board", (int)frame->phase);
+    if (frame->slot >= (is_board ? DSS_BOARD_SLOTS : 1))
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "frame: slot %" PRIu32 " in a frame of type %d", frame->slot, (int)frame->type);
     if (frame->payload_bytes < least || frame->payload_bytes > most)
         return dss_fail(error_p, DSS_ERR_CORRUPT,
                         "frame: payload of %" PRIu32 " bytes in a frame of type %d, expected %" PRIu32 " to %" PRIu32,
@@ -88,6 +99,7 @@ dss_status_t dss_frame_decode(const uint8_t bytes[DSS_FRAME_BYTES], uint32_t epo
         .payload_bytes = dss_get_u32(bytes + 12),
         .key = {dss_get_u64(bytes + 16), dss_get_u64(bytes + 24), dss_get_u32(bytes + 32), dss_get_u32(bytes + 36)},
         .offset = dss_get_u64(bytes + 40),
+        .slot = dss_get_u32(bytes + 48),
     };
     status = check_fields(&frame, error_p);
     if (status == DSS_OK)

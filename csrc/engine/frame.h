@@ -12,12 +12,13 @@
 #ifndef DSS_FRAME_H
 #define DSS_FRAME_H
 
+#include "board.h"
 #include "dssync_engine.h"
 #include "status.h"
 
 #define DSS_FRAME_BYTES 64u
 #define DSS_FRAME_ALIGNMENT 64u /* a payload is followed by zeros up to a multiple of this */
-#define DSS_FRAME_VERSION 2u
+#define DSS_FRAME_VERSION 3u
 #define DSS_FRAME_MAX_PAYLOAD_BYTES (1u << 20)
 #define DSS_SIGNATURE_BYTES 64u
 
@@ -28,6 +29,8 @@ typedef enum dss_frame_type {
     DSS_FRAME_GOODBYE = 4, /* the sender closes in good order; no payload, no key, as in what follows */
     DSS_FRAME_PING = 5,    /* are you there? */
     DSS_FRAME_PONG = 6,    /* the answer */
+    DSS_FRAME_BOARD = 7,   /* values of phase GATHER that lie in a slot of the sender's board; no payload follows */
+    DSS_FRAME_SEEN = 8,    /* the sender can read the receiver's board; no payload, no key */
 } dss_frame_type_t;
 
 typedef enum dss_phase {
@@ -37,14 +40,16 @@ typedef enum dss_phase {
 
 typedef struct dss_frame {
     dss_frame_type_t type;
-    dss_phase_t phase; /* of DATA; else 0 */
-    uint32_t payload_bytes;
-    dss_key_t key;   /* GOODBYE, PING, PONG: all 0 */
-    uint64_t offset; /* of DATA, in bytes from the begin of the shard; else 0 */
+    dss_phase_t phase;      /* of DATA; else 0 */
+    uint32_t payload_bytes; /* of BOARD: in the slot */
+    dss_key_t key;          /* GOODBYE, PING, PONG, SEEN: all 0 */
+    uint64_t offset;        /* of DATA and BOARD, in bytes from the begin of the shard; else 0 */
+    uint32_t slot;          /* of BOARD; else 0 */
 } dss_frame_t;
 
 /* Layout: 0 magic "dssF" | 4 u8 version | 5 u8 type | 6 u8 phase | 7 u8 0 | 8 u32 epoch | 12 u32 payload_bytes | 16 u64 channel |
- * 24 u64 sequence | 32 u32 part | 36 u32 stage | 40 u64 offset | 48..63 0. `epoch` is the low half of the context's. */
+ * 24 u64 sequence | 32 u32 part | 36 u32 stage | 40 u64 offset | 48 u32 slot | 52..63 0. `epoch` is the low half of the context's.
+ */
 void dss_frame_encode(const dss_frame_t *frame, uint32_t epoch, uint8_t bytes[DSS_FRAME_BYTES]);
 /* DSS_ERR_CORRUPT, saying which field and value, for anything that dss_frame_encode could not have written: wrong magic, version,
  * epoch, type or phase, reserved bytes set, a payload above the maximum or of a size that the type does not have, offset + payload

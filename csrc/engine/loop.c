@@ -123,8 +123,10 @@ static void handle(dss_engine_t *engine, dss_watch_t *watch, uint32_t events) {
         dss_connect_progress(watch->owner, events);
         break;
     case DSS_WATCH_PEER:
-        if (peer->state == DSS_PEER_READY)
+        if (peer->state == DSS_PEER_READY) {
             peer->stream->ops->woken(peer->stream, events);
+            dss_peer_see_board(peer);
+        }
         break;
     }
 }
@@ -553,6 +555,7 @@ void dss_engine_destroy(dss_engine_t *engine) {
         for (uint32_t i = 0; i < engine->identity.world_size; i++)
             dss_peer_release(&engine->peers[i]);
     }
+    dss_board_destroy(engine->board);
     empty_trash(engine);
     dss_channel_release(engine);
     if (engine->epoll >= 0)
@@ -637,6 +640,7 @@ void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p) {
         stats_p->shared_memory_peers += strcmp(name, "shm") == 0;
         stats_p->tcp_peers += strcmp(name, "tcp") == 0;
         stats_p->unix_peers += strcmp(name, "unix") == 0;
+        stats_p->board_readers += engine->peers[engine->ready[i]].sees;
     }
     dss_engine_unlock(engine);
 }

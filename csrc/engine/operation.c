@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GATHER_PIECE ((size_t)64 << 10) /* results travel in pieces not smaller than this, but for the last */
+#define GATHER_PIECE DSS_BOARD_SLOT_BYTES /* results travel in pieces not smaller than this, but for the last */
+#define BOARD_LEAST ((size_t)16 << 10)    /* less is sooner copied into each ring */
 
 static size_t element_bytes(const dss_operation_t *operation) {
     return dss_dtype_bytes(operation->dtype);
@@ -186,6 +187,18 @@ static void widen_own_shard(const dss_operation_t *operation) {
     }
 }
 
+/* Where two others or more share this host, all read one copy of its shard. False when memory is out. */
+static bool plan_board(dss_operation_t *operation) {
+    uint32_t neighbours = 0;
+    for (uint32_t i = 0; i < operation->member_count; i++)
+        neighbours += operation->members[i].peer && operation->members[i].peer->same_host;
+    if (operation->algorithm != DSS_SHARDED || operation->skips[DSS_PHASE_GATHER] || neighbours < 2 ||
+        operation->shard_bytes < BOARD_LEAST)
+        return true;
+    operation->posted = calloc((size_t)(operation->shard_bytes / DSS_BOARD_SLOT_BYTES) + 1, 1);
+    return operation->posted != NULL;
+}
+
 bool dss_operation_plan(dss_operation_t *operation) {
     const size_t bytes = (size_t)operation->segments.bytes;
     operation->algorithm = choose(operation);
@@ -195,7 +208,7 @@ bool dss_operation_plan(dss_operation_t *operation) {
         plan_ring(operation);
     else
         plan_direct(operation);
-    if (!make_scratch(operation))
+    if (!make_scratch(operation) || !plan_board(operation))
         return false;
     if (operation->algorithm == DSS_FLAT)
         copy_out(&operation->segments, 0, operation->scratch + operation->own_index * bytes, bytes);
@@ -224,6 +237,67 @@ static bool is_whole_shards(const dss_operation_t *operation, uint32_t first, ui
     for (uint32_t i = 0; sum < before; i++)
         sum += shard_elements(operation, (first + operation->member_count - i) % operation->member_count);
     return sum == before && bytes % width_bytes == 0;
+}
+
+/* ---- the board --------------------------------------------------------------------------------------------------------- */
+
+/* Once for an operation, before any of its results is sent: who begins to see the board later has not been counted. */
+static void decide_readers(dss_operation_t *operation) {
+    for (uint32_t i = 0; !operation->has_readers && i < operation->member_count; i++)
+        operation->members[i].reads = operation->members[i].peer && operation->members[i].peer->sees;
+    operation->has_readers = true;
+}
+
+/* How many members are still to be told of the piece that begins at `offset`. */
+static uint32_t readers_of(const dss_operation_t *operation, uint64_t offset) {
+    uint32_t readers = 0;
+    for (uint32_t i = 0; i < operation->member_count; i++)
+        readers += operation->members[i].reads && operation->members[i].gathered <= offset;
+    return readers;
+}
+
+/* Copies a piece of the own shard to a free slot, if there is one and it pays. */
+static void fill_slot(dss_operation_t *operation, uint64_t offset, size_t bytes) {
+    const uint32_t readers = readers_of(operation, offset);
+    const int slot = readers < 2 || bytes < BOARD_LEAST ? -1 : dss_board_take(operation->engine->board, readers);
+    if (slot < 0)
+        return;
+    uint8_t *target = dss_board_slot(operation->engine->board, (uint32_t)slot);
+    for (uint64_t at = operation->shard_at + offset; bytes > 0;) {
+        size_t piece = 0;
+        const uint8_t *values = dss_segments_at(&operation->segments, at, &piece);
+        piece = piece < bytes ? piece : bytes;
+        memcpy(target, values, piece);
+        target += piece;
+        at += piece;
+        bytes -= piece;
+    }
+    operation->posted[offset / DSS_BOARD_SLOT_BYTES] = (uint8_t)(slot + 1);
+}
+
+int dss_operation_post(dss_member_t *member, size_t *bytes_p) {
+    dss_operation_t *operation = member->operation;
+    const uint64_t offset = member->sent[DSS_PHASE_GATHER];
+    if (!operation->posted)
+        return -1;
+    decide_readers(operation);
+    if (!member->reads)
+        return -1;
+    *bytes_p = *bytes_p < DSS_BOARD_SLOT_BYTES ? *bytes_p : DSS_BOARD_SLOT_BYTES;
+    const uint8_t *posted = &operation->posted[offset / DSS_BOARD_SLOT_BYTES];
+    if (*posted == 0)
+        fill_slot(operation, offset, *bytes_p);
+    return *posted - 1;
+}
+
+void dss_operation_unpost(const dss_member_t *member) {
+    const dss_operation_t *operation = member->operation;
+    if (!member->reads)
+        return;
+    const uint64_t begin = (member->gathered + DSS_BOARD_SLOT_BYTES - 1) / DSS_BOARD_SLOT_BYTES;
+    for (uint64_t i = begin; i * DSS_BOARD_SLOT_BYTES < operation->shard_bytes; i++)
+        if (operation->posted[i])
+            dss_board_give(operation->engine->board, operation->posted[i] - 1u);
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------ */
@@ -260,7 +334,7 @@ uint64_t dss_operation_sendable(const dss_member_t *member, dss_phase_t *phase_p
     *phase_p = DSS_PHASE_GATHER;
     const uint64_t left = member->send_goal[DSS_PHASE_GATHER] - member->sent[DSS_PHASE_GATHER];
     const uint64_t reduced = left == 0 ? 0 : member->operation->reduced - member->sent[DSS_PHASE_GATHER];
-    return reduced == left || reduced >= GATHER_PIECE ? reduced : 0;
+    return reduced == left ? left : reduced / GATHER_PIECE * GATHER_PIECE; /* so that they are pieces of the board, too */
 }
 
 /* Where the partial sum lies that is the `index`th to be sent round the ring, and how many lie in a row from there. */

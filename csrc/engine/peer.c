@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
+
+#include "stream_shared.h"
 
 #define LIST_COUNT 24 /* pieces in one write */
 
@@ -149,6 +152,8 @@ void dss_peer_release(dss_peer_t *peer) {
         dss_ahead_destroy(peer->ahead);
         peer->ahead = next;
     }
+    dss_board_destroy(peer->board);
+    peer->board = NULL;
     free(peer->lost);
     peer->lost = NULL;
 }
@@ -228,6 +233,7 @@ void dss_peer_forget(dss_member_t *member) {
     }
     if (member->eager)
         peer->eager_sent -= (size_t)member->send_goal[DSS_PHASE_REDUCE];
+    dss_operation_unpost(member);
     *member->previous_of_peer_p = member->next_of_peer;
     if (member->next_of_peer)
         member->next_of_peer->previous_of_peer_p = member->previous_of_peer_p;
@@ -268,6 +274,27 @@ void dss_peer_ask(dss_peer_t *peer) {
     dss_peer_say(peer, &ping, NULL);
 }
 
+void dss_peer_show_board(dss_peer_t *peer) {
+    dss_engine_t *engine = peer->engine;
+    if (peer->shown || peer->state != DSS_PEER_READY)
+        return;
+    peer->shown = true;
+    if (!engine->board && !engine->has_no_board)
+        engine->has_no_board = dss_board_create(&engine->board, NULL) != DSS_OK;
+    if (engine->board) /* where that fails, values go through the ring as before */
+        (void)dss_stream_shared_show(peer->stream, dss_board_memfd(engine->board));
+}
+
+void dss_peer_see_board(dss_peer_t *peer) {
+    const dss_frame_t seen = {.type = DSS_FRAME_SEEN};
+    const int memfd = dss_stream_shared_take_shown(peer->stream);
+    if (memfd < 0)
+        return;
+    if (!peer->board && dss_board_open(memfd, &peer->board, NULL) == DSS_OK)
+        dss_peer_say(peer, &seen, NULL);
+    close(memfd);
+}
+
 /* Anything that comes is an answer: where much waits already, it need not be one of its own. */
 static void answer(dss_peer_t *peer) {
     const dss_frame_t pong = {.type = DSS_FRAME_PONG};
@@ -288,16 +315,22 @@ static void begin_frame(dss_peer_t *peer) {
         unqueue(member);
         if (sendable == 0)
             continue; /* queued again when there is something */
-        peer->payload_left = sendable < DSS_FRAME_PAYLOAD ? (size_t)sendable : DSS_FRAME_PAYLOAD;
+        size_t bytes = sendable < DSS_FRAME_PAYLOAD ? (size_t)sendable : DSS_FRAME_PAYLOAD;
+        const int slot = phase == DSS_PHASE_GATHER ? dss_operation_post(member, &bytes) : -1;
+        if (phase == DSS_PHASE_GATHER)
+            member->gathered = member->sent[phase] + bytes;
+        peer->payload_left = slot < 0 ? bytes : 0;
+        peer->posted_bytes = slot < 0 ? 0 : bytes;
         peer->header_left = DSS_FRAME_BYTES;
         peer->padding_left = padding_of(peer->payload_left);
         peer->writing = member;
         peer->writing_phase = phase;
-        const dss_frame_t frame = {.type = DSS_FRAME_DATA,
+        const dss_frame_t frame = {.type = slot < 0 ? DSS_FRAME_DATA : DSS_FRAME_BOARD,
                                    .phase = phase,
-                                   .payload_bytes = (uint32_t)peer->payload_left,
+                                   .payload_bytes = (uint32_t)bytes,
                                    .key = member->operation->key,
-                                   .offset = member->sent[phase]};
+                                   .offset = member->sent[phase],
+                                   .slot = slot < 0 ? 0 : (uint32_t)slot};
         dss_frame_encode(&frame, (uint32_t)peer->engine->identity.epoch, peer->header);
         return;
     }
@@ -361,6 +394,9 @@ static void end_frame(dss_peer_t *peer) {
     dss_bytes_release(&peer->rest);
     if (!member)
         return;
+    member->sent[peer->writing_phase] += peer->posted_bytes;
+    peer->engine->stats.bytes_sent += peer->posted_bytes;
+    peer->engine->stats.board_bytes += peer->posted_bytes;
     if (is_finished(member))
         end_measuring(member);
     dss_peer_queue(member);
@@ -480,6 +516,8 @@ void dss_member_open(dss_member_t *member, const dss_signature_t *theirs) {
         return;
     }
     begin_measuring(member);
+    if (member->operation->posted)
+        dss_peer_show_board(member->peer);
     dss_peer_queue(member);
     dss_operation_check(member->operation);
 }
@@ -574,6 +612,20 @@ static bool begin_data(dss_peer_t *peer) {
     return false;
 }
 
+/* Values that lie on the peer's board. False if the peer was lost. */
+static bool read_board(dss_peer_t *peer) {
+    if (!peer->board) {
+        dss_peer_lose(peer, "sent nonsense: results on a board that this rank does not see");
+        return false;
+    }
+    if (peer->reading)
+        (void)dss_operation_take(peer->reading, DSS_PHASE_GATHER, dss_board_slot(peer->board, peer->frame.slot),
+                                 peer->frame.payload_bytes);
+    dss_board_give(peer->board, peer->frame.slot);
+    peer->engine->stats.bytes_received += peer->frame.payload_bytes;
+    return true;
+}
+
 /* False if nothing more can be done with what is there. */
 static bool read_header(dss_peer_t *peer) {
     const uint8_t *bytes = NULL;
@@ -596,7 +648,7 @@ static bool read_header(dss_peer_t *peer) {
     }
     peer->stream->ops->consume(peer->stream, DSS_FRAME_BYTES);
     peer->engine->stats.bytes_received += DSS_FRAME_BYTES;
-    peer->frame_left = peer->frame.payload_bytes;
+    peer->frame_left = peer->frame.type == DSS_FRAME_BOARD ? 0 : peer->frame.payload_bytes;
     peer->frame_padding = padding_of(peer->frame_left);
     peer->in_frame = true;
     peer->asked = false;
@@ -606,10 +658,14 @@ static bool read_header(dss_peer_t *peer) {
     }
     if (peer->frame.type == DSS_FRAME_PING)
         answer(peer);
+    if (peer->frame.type == DSS_FRAME_SEEN)
+        peer->sees = peer->shown;
     if (peer->frame.type == DSS_FRAME_FAIL && peer->frame_left > DSS_MAX_FAIL_TEXT) {
         dss_peer_lose(peer, "sent nonsense: a text of %zu bytes", peer->frame_left);
         return false;
     }
+    if (peer->frame.type == DSS_FRAME_BOARD)
+        return begin_data(peer) && read_board(peer);
     return peer->frame.type != DSS_FRAME_DATA || begin_data(peer);
 }
 

@@ -85,6 +85,7 @@ static void destroy_operation(dss_operation_t *operation) {
     dss_segments_release(&operation->segments);
     dss_hierarchy_destroy(operation->hierarchy);
     free(operation->scratch);
+    free(operation->posted);
     free(operation->snapshot);
     free(operation->text);
     free(operation->members);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "copy.h"
+#include "stream_socket.h"
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define PIECE_BYTES ((size_t)64 << 10) /* after so many the other side is told: it works on them while this one goes on */
@@ -376,6 +377,14 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
 
 void dss_stream_shared_set_bell(dss_stream_t *base, int bell) {
     shared_of(base)->bell = bell;
+}
+
+bool dss_stream_shared_show(dss_stream_t *base, int fd) {
+    return base->ops == &shared_ops && dss_stream_socket_send_fd(shared_of(base)->doorbell, fd, "", 1) == DSS_OK;
+}
+
+int dss_stream_shared_take_shown(dss_stream_t *base) {
+    return base->ops == &shared_ops ? dss_stream_socket_take_fd(shared_of(base)->doorbell) : -1;
 }
 
 void dss_stream_shared_set_streaming(dss_stream_t *base, bool streaming) {

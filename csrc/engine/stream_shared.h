@@ -62,6 +62,11 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
  * turns. */
 void dss_stream_shared_set_bell(dss_stream_t *stream, int bell);
 
+/* Sends a descriptor of ours beside the rings; false where the stream is no ring, or the doorbell has no room. */
+bool dss_stream_shared_show(dss_stream_t *stream, int fd);
+/* The peer's, now the caller's, once woken() has taken the ring that came with it; -1: none. */
+int dss_stream_shared_take_shown(dss_stream_t *stream);
+
 /* Whether writes go past the caches, see copy.h. */
 void dss_stream_shared_set_streaming(dss_stream_t *stream, bool streaming);
 

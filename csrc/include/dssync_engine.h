@@ -75,6 +75,8 @@ typedef struct dss_engine_stats {
     uint32_t tcp_peers;
     uint32_t unix_peers; /* of this host, where shared memory was refused */
     uint32_t lost_peers;
+    uint32_t board_readers; /* of the shared memory peers: can read results where this rank has written them once for all */
+    uint64_t board_bytes;   /* of bytes_sent: so told of, not copied for each */
 } dss_engine_stats_t;
 
 DSS_API void dss_engine_stats(dss_engine_t *engine, dss_engine_stats_t *stats_p);

@@ -12,6 +12,7 @@
 #define COUNT 100000u
 
 static bool refuse_memfd;
+static bool refuse_board;
 static bool refuse_unix;
 static uint32_t limited_rank = NOBODY;
 static uint32_t called_rank = NOBODY; /* posts when the others are connected to it */
@@ -31,7 +32,7 @@ void *__wrap_realloc(void *old, size_t bytes);
 /* NOLINTEND(*reserved-identifier,cert-dcl*) */
 
 int __wrap_memfd_create(const char *name, unsigned flags) {
-    if (!refuse_memfd)
+    if (!refuse_memfd && !(refuse_board && strstr(name, "board")))
         return __real_memfd_create(name, flags);
     errno = EPERM;
     return -1;
@@ -117,7 +118,7 @@ static void run_refused(uint32_t world_size, dss_transport_t transport, dss_stat
 static void end_refused(void) {
     processes_go_all(NOBODY);
     processes_join(NOBODY);
-    refuse_memfd = refuse_unix = false;
+    refuse_memfd = refuse_board = refuse_unix = false;
     limited_rank = called_rank = NOBODY;
 }
 
@@ -150,6 +151,54 @@ static void no_memfd_and_shared_memory_asked_for(void) {
     refuse_memfd = true;
     run_refused(2, DSS_TRANSPORT_SHM, DSS_ERR_PEER_LOST, "cannot share memory");
     end_refused();
+}
+
+/* Sums before and after all that can read each other's boards do; reports what was told over them. */
+static void reduce_and_see(process_t *self, dss_engine_t *engine) {
+    static float values[COUNT];
+    const dss_segment_t segment = {values, COUNT};
+    const float ranks = (float)(self->world_size * (self->world_size + 1) / 2);
+    const uint32_t readers = refuse_board ? 0 : self->world_size - 1;
+    ranks_call_t call;
+    dss_engine_stats_t stats;
+    process_report(self, "made", DSS_OK, NULL);
+    process_await_go(self);
+    for (uint64_t sequence = 0; sequence < 3; sequence++) {
+        for (uint32_t i = 0; i < COUNT; i++)
+            values[i] = (float)((self->rank + 1) * (i % 1000));
+        ranks_post(engine, ranks_params(engine, DSS_OPERATION_ALL_REDUCE, DSS_FLOAT32, &segment, sequence), &call);
+        if (ranks_wait(&call) != DSS_OK)
+            CHECK_FAIL("rank %u: %s", self->rank, call.text);
+        for (uint32_t i = 0; i < COUNT; i++)
+            CHECK_FOR(values[i] == ranks * (float)(i % 1000), "rank %u, value %u", self->rank, i);
+        do
+            dss_engine_stats(engine, &stats);
+        while (stats.board_readers < readers);
+    }
+    CHECK_EQUAL(stats.board_readers, readers);
+    if (readers > 0)
+        CHECK(stats.board_bytes >= readers * (COUNT / self->world_size * sizeof(float)));
+    else
+        CHECK_EQUAL(stats.board_bytes, 0);
+    process_report(self, "done", DSS_OK, NULL);
+    process_await_go(self);
+}
+
+static void run_boards(void) {
+    processes_start(4, DSS_TRANSPORT_SHM, reduce_and_see);
+    processes_expect_all("made", NOBODY);
+    processes_go_all(NOBODY);
+    processes_expect_all("done", NOBODY);
+    end_refused();
+}
+
+static void results_are_read_from_boards(void) {
+    run_boards();
+}
+
+static void no_boards(void) {
+    refuse_board = true;
+    run_boards();
 }
 
 /* Neither into the process that calls nor into the one that is called. */
@@ -314,6 +363,8 @@ static void each_allocation_fails_over_tcp(void) {
 
 int main(void) {
     RUN(shared_memory_where_nothing_is_refused);
+    RUN(results_are_read_from_boards);
+    RUN(no_boards);
     RUN(no_memfd);
     RUN(no_memfd_and_shared_memory_asked_for);
     RUN(no_descriptor_can_be_passed);

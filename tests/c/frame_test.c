@@ -9,18 +9,22 @@ static const dss_frame_t samples[] = {
      DSS_PHASE_REDUCE,
      DSS_SIGNATURE_BYTES,
      {0x0102030405060708u, 0x1112131415161718u, 0x21222324u, 0x25262728u},
+     0,
      0},
-    {DSS_FRAME_DATA, DSS_PHASE_REDUCE, 1, {1, 2, 3, 4}, 0},
+    {DSS_FRAME_DATA, DSS_PHASE_REDUCE, 1, {1, 2, 3, 4}, 0, 0},
     {DSS_FRAME_DATA,
      DSS_PHASE_GATHER,
      DSS_FRAME_MAX_PAYLOAD_BYTES,
      {UINT64_MAX, UINT64_MAX, UINT32_MAX, UINT32_MAX},
-     0x3132333435363738u},
-    {DSS_FRAME_DATA, DSS_PHASE_GATHER, 16, {1, 2, 3, 4}, UINT64_MAX - 16},
-    {DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 100, {5, 6, 7, 8}, 0},
-    {DSS_FRAME_GOODBYE, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0},
-    {DSS_FRAME_PING, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0},
-    {DSS_FRAME_PONG, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0},
+     0x3132333435363738u,
+     0},
+    {DSS_FRAME_DATA, DSS_PHASE_GATHER, 16, {1, 2, 3, 4}, UINT64_MAX - 16, 0},
+    {DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 100, {5, 6, 7, 8}, 0, 0},
+    {DSS_FRAME_GOODBYE, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0, 0},
+    {DSS_FRAME_PING, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0, 0},
+    {DSS_FRAME_PONG, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0, 0},
+    {DSS_FRAME_BOARD, DSS_PHASE_GATHER, DSS_BOARD_SLOT_BYTES, {1, 2, 3, 4}, 1 << 20, DSS_BOARD_SLOTS - 1},
+    {DSS_FRAME_SEEN, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0, 0},
 };
 #define SAMPLE_COUNT (sizeof samples / sizeof *samples)
 
@@ -49,7 +53,7 @@ static int frame_accepted(const uint8_t bytes[DSS_FRAME_BYTES], dss_error_t *err
 /* Other releases and machines read this form. */
 static void the_form_is_fixed(void) {
     static const uint8_t expected[DSS_FRAME_BYTES] = {
-        'd',  's',  's',  'F',  2,    2,    1,    0,    0xd4, 0xc3, 0xb2, 0xa1, 0x00, 0x00, 0x10, 0x00,
+        'd',  's',  's',  'F',  3,    2,    1,    0,    0xd4, 0xc3, 0xb2, 0xa1, 0x00, 0x00, 0x10, 0x00,
         0x08, 0x07, 0x06, 0x05, 0x04, 0x03, 0x02, 0x01, 0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11,
         0x24, 0x23, 0x22, 0x21, 0x28, 0x27, 0x26, 0x25, 0x38, 0x37, 0x36, 0x35, 0x34, 0x33, 0x32, 0x31,
     };
@@ -57,7 +61,8 @@ static void the_form_is_fixed(void) {
                                       DSS_PHASE_GATHER,
                                       DSS_FRAME_MAX_PAYLOAD_BYTES,
                                       {0x0102030405060708u, 0x1112131415161718u, 0x21222324u, 0x25262728u},
-                                      0x3132333435363738u};
+                                      0x3132333435363738u,
+                                      0};
     uint8_t bytes[DSS_FRAME_BYTES];
     memset(bytes, 0xff, sizeof bytes);
     dss_frame_encode(&frame, EPOCH, bytes);
@@ -78,6 +83,7 @@ static void frames_come_back_as_they_were(void) {
         CHECK_EQUAL(frame.key.part, samples[i].key.part);
         CHECK_EQUAL(frame.key.stage, samples[i].key.stage);
         CHECK_EQUAL(frame.offset, samples[i].offset);
+        CHECK_EQUAL(frame.slot, samples[i].slot);
     }
 }
 
@@ -89,9 +95,15 @@ static void each_wrong_field_is_named(void) {
         const char *text;
     } cases[] = {
         {0, 0, 'x', "begins with 78737346"},
-        {0, 4, 1, "version 1, expected 2"},
+        {0, 4, 1, "version 1, expected 3"},
         {0, 5, 0, "type 0 is unknown"},
-        {0, 5, 7, "type 7 is unknown"},
+        {0, 5, 9, "type 9 is unknown"},
+        {8, 6, 0, "phase 0 on a board"},
+        {8, 12, 1, "payload of 65537 bytes in a frame of type 7, expected 1 to 65536"},
+        {8, 14, 0, "payload of 0 bytes"},
+        {8, 48, 32, "slot 32 in a frame of type 7"},
+        {8, 51, 1, "slot 16777247"},
+        {1, 48, 1, "slot 1 in a frame of type 2"},
         {1, 6, 2, "phase 2"},
         {0, 6, 1, "phase 1 in a frame of type 1"},
         {4, 6, 1, "phase 1 in a frame of type 3"},

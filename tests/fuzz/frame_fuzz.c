@@ -46,17 +46,23 @@ static void try_frame(const uint8_t bytes[DSS_FRAME_BYTES]) {
 
 static bool is_sound(const dss_frame_t *frame) {
     const bool plain = frame->phase == DSS_PHASE_REDUCE && frame->offset == 0;
+    if (frame->slot > 0 && frame->type != DSS_FRAME_BOARD)
+        return false;
     switch (frame->type) {
     case DSS_FRAME_OPEN:
         return plain && frame->payload_bytes == DSS_SIGNATURE_BYTES;
     case DSS_FRAME_DATA:
         return (frame->phase == DSS_PHASE_REDUCE || frame->phase == DSS_PHASE_GATHER) &&
                frame->payload_bytes <= DSS_FRAME_MAX_PAYLOAD_BYTES && frame->offset + frame->payload_bytes >= frame->offset;
+    case DSS_FRAME_BOARD:
+        return frame->phase == DSS_PHASE_GATHER && frame->payload_bytes > 0 && frame->payload_bytes <= DSS_BOARD_SLOT_BYTES &&
+               frame->slot < DSS_BOARD_SLOTS && frame->offset + frame->payload_bytes >= frame->offset;
     case DSS_FRAME_FAIL:
         return plain && frame->payload_bytes > 0 && frame->payload_bytes <= DSS_FRAME_MAX_PAYLOAD_BYTES;
     case DSS_FRAME_GOODBYE:
     case DSS_FRAME_PING:
     case DSS_FRAME_PONG:
+    case DSS_FRAME_SEEN:
         return plain && frame->payload_bytes == 0 && frame->key.channel == 0 && frame->key.sequence == 0 && frame->key.part == 0 &&
                frame->key.stage == 0;
     default:
@@ -66,11 +72,12 @@ static bool is_sound(const dss_frame_t *frame) {
 
 static void try_fields(const uint8_t *bytes) {
     const dss_frame_t frame = {
-        .type = (dss_frame_type_t)(bytes[0] % 8),
+        .type = (dss_frame_type_t)(bytes[0] % 10),
         .phase = (dss_phase_t)(bytes[1] % 4),
         .payload_bytes = (uint32_t)number(bytes + 2, 4),
         .key = {number(bytes + 6, 8), number(bytes + 14, 8), (uint32_t)number(bytes + 22, 4), (uint32_t)number(bytes + 34, 4)},
         .offset = number(bytes + 26, 8),
+        .slot = bytes[38],
     };
     uint8_t encoded[DSS_FRAME_BYTES];
     dss_frame_t back;
@@ -84,6 +91,7 @@ static void try_fields(const uint8_t *bytes) {
     CHECK(back.key.channel == frame.key.channel && back.key.sequence == frame.key.sequence && back.key.part == frame.key.part &&
           back.key.stage == frame.key.stage);
     CHECK_EQUAL(back.offset, frame.offset);
+    CHECK_EQUAL(back.slot, frame.slot);
     fuzz_through_count++;
 }
 
@@ -148,42 +156,45 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t bytes_count) {
 
 size_t fuzz_seed(unsigned number_of_seed, uint8_t bytes[FUZZ_INPUT_BYTES]) {
     static const dss_frame_t frames[] = {
-        {DSS_FRAME_OPEN, DSS_PHASE_REDUCE, DSS_SIGNATURE_BYTES, {1, 2, 3, 0}, 0},
-        {DSS_FRAME_DATA, DSS_PHASE_GATHER, 4096, {UINT64_MAX, 2, 3, 4}, UINT64_MAX - 4096},
-        {DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 20, {1, 2, 3, 0}, 0},
-        {DSS_FRAME_GOODBYE, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0},
+        {DSS_FRAME_OPEN, DSS_PHASE_REDUCE, DSS_SIGNATURE_BYTES, {1, 2, 3, 0}, 0, 0},
+        {DSS_FRAME_DATA, DSS_PHASE_GATHER, 4096, {UINT64_MAX, 2, 3, 4}, UINT64_MAX - 4096, 0},
+        {DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 20, {1, 2, 3, 0}, 0, 0},
+        {DSS_FRAME_BOARD, DSS_PHASE_GATHER, 4096, {1, 2, 3, 0}, 65536, 31},
+        {DSS_FRAME_GOODBYE, DSS_PHASE_REDUCE, 0, {0, 0, 0, 0}, 0, 0},
     };
     static const dss_signature_t signature = {DSS_OPERATION_AVERAGE, DSS_BFLOAT16, DSS_SUM, 3, 1000, 5, 6};
     static const dss_card_t cards[] = {
         {.address = {4, {10, 1, 2, 3}, 4567}, .has_unix = true, .unix_name = "a name of 16 by", .epoch = 7, .secret = "not told"},
         {.address = {6, {0x20, 1, [15] = 9}, 4567}},
     };
-    static const uint8_t fields[3][40] = {
+    static const uint8_t fields[4][40] = {
         {FIELDS, DSS_FRAME_FAIL, DSS_PHASE_REDUCE, 20, 0, 0, 0, 1, 2, 3},
         {FIELDS, DSS_FRAME_DATA, DSS_PHASE_GATHER, 16, [27] = 0xef, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
          0xff}, /* just no overflow */
         {FIELDS, DSS_FRAME_GOODBYE},
+        {FIELDS, DSS_FRAME_BOARD, DSS_PHASE_GATHER, 16, [39] = 31},
     };
     memset(bytes, 0, FUZZ_INPUT_BYTES);
-    if (number_of_seed < 4) {
+    if (number_of_seed < 5) {
         bytes[0] = FRAME;
         dss_frame_encode(&frames[number_of_seed], EPOCH, bytes + 1);
         return 1 + DSS_FRAME_BYTES;
     }
     switch (number_of_seed) {
-    case 4:
+    case 5:
         bytes[0] = SIGNATURE;
         dss_signature_encode(&signature, bytes + 1);
         return 1 + DSS_SIGNATURE_BYTES;
-    case 5:
     case 6:
-        bytes[0] = CARD;
-        dss_card_encode(&cards[number_of_seed - 5], bytes + 1);
-        return 1 + DSS_CARD_BYTES;
     case 7:
+        bytes[0] = CARD;
+        dss_card_encode(&cards[number_of_seed - 6], bytes + 1);
+        return 1 + DSS_CARD_BYTES;
     case 8:
     case 9:
-        memcpy(bytes, fields[number_of_seed - 7], sizeof fields[0]);
+    case 10:
+    case 11:
+        memcpy(bytes, fields[number_of_seed - 8], sizeof fields[0]);
         return sizeof fields[0];
     default:
         return 0;
