@@ -147,6 +147,7 @@ class Sync:
         self._seconds = 0.0
         self._warned: set[str] = set()
         self._plans = 0
+        self._past: dict[str, float] = {}  # what averagers of earlier plans have counted
         self._sensings = 0
         self._contention: Contention | None = None
         self._averager = group.make_averager(f"sync{index}")
@@ -232,8 +233,13 @@ class Sync:
             "bytes_averaged_per_step": layout.bytes if layout else None,
             "launched_by": dict(self._launches),
             "seconds": self._seconds,
-            "averager": self._averager.stats(),
+            "averager": self._counted(),
         }
+
+    def _counted(self) -> dict[str, Any]:
+        """What the averagers of all plans have counted."""
+        now = self._averager.stats()
+        return now | {key: now[key] + past for key, past in self._past.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Step and plan, to continue the same rounds after a restart. Local: starts no communication."""
@@ -357,6 +363,8 @@ class Sync:
             return
         self._settle(self._step)
         self._averager.shutdown()
+        counted = self._counted()
+        self._past = {key: counted[key] for key in ("launches", "bytes_sent", "seconds_waiting", "groups_formed")}
         self._plans += 1
         self._plan_object = plan
         self._plan = plan.core

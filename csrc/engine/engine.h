@@ -7,8 +7,8 @@
  * bounded by its memory bandwidth, and many more would have to be understood. Callbacks run outside it.
  *
  * Where things are: loop.c drives, post.c takes operations in, operation.c knows who sends what to whom and reduces what comes,
- * hierarchy.c makes one operation of many by hosts and racks, peer.c turns that into frames and back, connect.c makes connections,
- * channel.c lets operations fail.
+ * hierarchy.c makes one operation of many by hosts and racks, peer.c turns that into frames and back, board.c holds results that
+ * several ranks of a host read, connect.c makes connections, channel.c lets operations fail.
  */
 #ifndef DSS_ENGINE_INTERNAL_H
 #define DSS_ENGINE_INTERNAL_H

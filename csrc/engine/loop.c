@@ -1,4 +1,4 @@
-#define _GNU_SOURCE /* clocks, signals */
+#define _GNU_SOURCE /* clocks, signals, processors */
 /*
  * The engine's loop, its thread, and its beginning and end.
  *
@@ -394,6 +394,14 @@ static dss_status_t exchange_cards(dss_engine_t *engine, const dss_engine_params
     return status;
 }
 
+/* Those that this process may use: a container, or taskset, may leave it fewer than the machine has. */
+static uint32_t processor_count(void) {
+    cpu_set_t usable;
+    if (sched_getaffinity(0, sizeof usable, &usable) == 0)
+        return (uint32_t)CPU_COUNT(&usable);
+    return (uint32_t)sysconf(_SC_NPROCESSORS_ONLN); /* more than a set can hold */
+}
+
 /* The lowest rank that can be reached on this host's own sockets names the host. */
 static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *params, const dss_card_t *cards,
                                dss_error_t *error_p) {
@@ -409,7 +417,7 @@ static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *
         neighbour_count += engine->hosts[i] == host && i != params->rank;
     }
     engine->has_many_neighbours = neighbour_count >= DSS_MANY_NEIGHBOURS;
-    engine->spin_ns = (long)neighbour_count < sysconf(_SC_NPROCESSORS_ONLN) ? SPIN_NS : CROWDED_SPIN_NS;
+    engine->spin_ns = neighbour_count < processor_count() ? SPIN_NS : CROWDED_SPIN_NS;
     return status;
 }
 

@@ -295,7 +295,9 @@ def test_with_learning_rate_zero_all_agree_after_the_longest_wait(racks):
 )
 def test_what_comes_between_a_crossing_and_its_correction(racks, script):
     jobs = [Job(script, momentum=0.9, plan=plan_of((2, 3), tau)) for tau in (3, 7)]
-    for got, told, _ in compare(5, jobs, racks((2, 3), plan="striped")):
+    for got, told, stats in compare(5, jobs, racks((2, 3), plan="striped")):
+        if any(entry[0] == "use" for entry in script):
+            assert {each["averager"]["launches"] for each in stats} == {script.count("step")}  # under all plans together
         for entry, after in zip(script, got, strict=True):
             if entry in ("exact step", "detach"):
                 assert (after == after[0]).all()
