@@ -81,7 +81,14 @@ dss_status_t dss_connect_listen(dss_engine_t *engine, const char *interfaces, co
     return status;
 }
 
-bool dss_connect_reaches(const dss_card_t *card) {
+/* Another user's Unix sockets would not take our calls, nor we theirs. */
+static bool has_our_user(int fd) {
+    struct ucred credentials;
+    socklen_t length = sizeof credentials;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0 && credentials.uid == geteuid();
+}
+
+bool dss_connect_reaches(const dss_card_t *card, bool *ours_p) {
     struct sockaddr_storage storage;
     if (!card->has_unix)
         return false;
@@ -89,7 +96,9 @@ bool dss_connect_reaches(const dss_card_t *card) {
     const int fd = open_socket(AF_UNIX);
     if (fd < 0)
         return false;
-    const bool reached = connect(fd, (struct sockaddr *)&storage, length) == 0 || errno == EAGAIN;
+    const bool connected = connect(fd, (struct sockaddr *)&storage, length) == 0;
+    const bool reached = connected || errno == EAGAIN; /* whose the queue is does not show: only our own ranks would fill it */
+    *ours_p = connected ? has_our_user(fd) : reached;
     dss_descriptor_close(fd);
     return reached;
 }
@@ -250,13 +259,6 @@ void dss_connect_dial(dss_peer_t *peer) {
         return;
     }
     begin_dial(peer, make_socket_call(engine, fd, unix_socket), connected);
-}
-
-/* Another user's process cannot be of this job. */
-static bool has_our_user(int fd) {
-    struct ucred credentials;
-    socklen_t length = sizeof credentials;
-    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0 && credentials.uid == geteuid();
 }
 
 static void take_caller(dss_engine_t *engine, dss_call_t *call, const uint8_t nonce[DSS_NONCE_BYTES]) {

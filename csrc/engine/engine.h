@@ -317,8 +317,8 @@ struct dss_call {
 
 dss_status_t dss_connect_listen(dss_engine_t *engine, const char *interfaces, const char *reach, dss_card_t *card_p,
                                 dss_error_t *error_p);
-/* Whether the process behind the card is on this host. */
-bool dss_connect_reaches(const dss_card_t *card);
+/* Whether the process behind the card is in our network namespace; `ours`: it is our user's, too, and may share memory. */
+bool dss_connect_reaches(const dss_card_t *card, bool *ours_p);
 void dss_connect_dial(dss_peer_t *peer);
 /* A stream on which somebody calls, as the listeners take; for fabrics. */
 void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream);

@@ -26,6 +26,7 @@
 #define SPIN_NS ((uint64_t)10 * 1000u)          /* a few looks before the trip through the kernel, which costs more */
 #define CROWDED_SPIN_NS ((uint64_t)1 * 1000u)   /* where ranks outnumber processors: who looks keeps another away */
 #define PARK_NS ((uint64_t)10 * 1000000u)       /* the thread looks whether the driver has gone */
+#define NEAR_FIRST ((uint32_t)1 << 31)          /* beside a host's number: rank 0 is in the same network namespace */
 #define FAREWELL_NS ((uint64_t)1000 * 1000000u) /* for what is still in the queues at the end */
 
 uint64_t dss_now_ns(void) {
@@ -402,15 +403,25 @@ static uint32_t processor_count(void) {
     return (uint32_t)sysconf(_SC_NPROCESSORS_ONLN); /* more than a set can hold */
 }
 
-/* The lowest rank that can be reached on this host's own sockets names the host. */
-static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *params, const dss_card_t *cards,
+/* The lowest rank that can be reached on this host's own sockets names the host; ranks of another user are another host.
+ * all_near: everyone is in one network namespace all the same, and a loopback address serves. */
+static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *params, const dss_card_t *cards, bool *all_near_p,
                                dss_error_t *error_p) {
-    uint32_t host = 0;
-    while (host < params->rank && !(engine->transport != DSS_TRANSPORT_TCP && dss_connect_reaches(&cards[host])))
-        host++;
+    uint32_t host = engine->transport == DSS_TRANSPORT_TCP ? params->rank : 0;
+    bool near_first = params->rank == 0;
+    for (; host < params->rank; host++) {
+        bool ours = false;
+        const bool reached = dss_connect_reaches(&cards[host], &ours);
+        near_first = near_first || (reached && host == 0);
+        if (ours)
+            break;
+    }
+    const uint32_t mine = host | (near_first ? NEAR_FIRST : 0);
     uint32_t neighbour_count = 0;
-    const dss_status_t status = params->oob.allgather(params->oob.argument, &host, sizeof host, engine->hosts, error_p);
+    const dss_status_t status = params->oob.allgather(params->oob.argument, &mine, sizeof mine, engine->hosts, error_p);
     for (uint32_t i = 0; status == DSS_OK && i < params->world_size; i++) {
+        *all_near_p = *all_near_p && engine->hosts[i] & NEAR_FIRST;
+        engine->hosts[i] &= ~NEAR_FIRST;
         if (engine->hosts[i] > i)
             return dss_fail(error_p, DSS_ERR_CORRUPT, "rank %u names rank %u as the first of its host", i, engine->hosts[i]);
         engine->peers[i].same_host = engine->hosts[i] == host;
@@ -422,7 +433,7 @@ static dss_status_t find_hosts(dss_engine_t *engine, const dss_engine_params_t *
 }
 
 /* The same answer on every rank. */
-static dss_status_t check_reach(const dss_engine_t *engine, const dss_card_t *cards, dss_error_t *error_p) {
+static dss_status_t check_reach(const dss_engine_t *engine, const dss_card_t *cards, bool all_near, dss_error_t *error_p) {
     const uint32_t world_size = engine->identity.world_size;
     uint32_t loopback = world_size;
     uint32_t elsewhere = world_size;
@@ -437,9 +448,10 @@ static dss_status_t check_reach(const dss_engine_t *engine, const dss_card_t *ca
         all_loopback = all_loopback && dss_address_is_loopback(&cards[i].address);
     if (engine->transport == DSS_TRANSPORT_SHM && elsewhere < world_size)
         return dss_fail(error_p, DSS_ERR_INVALID_ARGUMENT,
-                        "transport=shm was asked for, and ranks 0 and %u are not on one host, or not in one network namespace",
+                        "transport=shm was asked for, and ranks 0 and %u are not on one host, or not in one network namespace, or "
+                        "not the same user's",
                         elsewhere);
-    if (loopback < world_size && (!all_loopback || (engine->transport == DSS_TRANSPORT_AUTO && elsewhere < world_size)))
+    if (loopback < world_size && (!all_loopback || (engine->transport == DSS_TRANSPORT_AUTO && !all_near)))
         return dss_fail(
             error_p, DSS_ERR_INVALID_ARGUMENT,
             "rank %u listens on a loopback address, which ranks on other hosts cannot reach. Name the interface to use in "
@@ -493,6 +505,7 @@ dss_status_t dss_engine_create(const dss_engine_params_t *params, dss_engine_t *
     dss_engine_t *engine = make_engine(params);
     dss_card_t *cards = calloc(params->world_size, sizeof *cards);
     dss_card_t card = {0};
+    bool all_near = true;
     dss_status_t status = engine && cards ? DSS_OK : dss_fail(error_p, DSS_ERR_NO_MEMORY, "out of memory for an engine");
     if (status == DSS_OK)
         status = make_epoll(engine, error_p);
@@ -501,9 +514,9 @@ dss_status_t dss_engine_create(const dss_engine_params_t *params, dss_engine_t *
     if (status == DSS_OK)
         status = exchange_cards(engine, params, &card, cards, error_p);
     if (status == DSS_OK)
-        status = find_hosts(engine, params, cards, error_p);
+        status = find_hosts(engine, params, cards, &all_near, error_p);
     if (status == DSS_OK)
-        status = check_reach(engine, cards, error_p);
+        status = check_reach(engine, cards, all_near, error_p);
     for (int i = 0; status == DSS_OK && i < 2; i++)
         dss_watch_set(engine, &engine->listeners[i], EPOLLIN);
     if (status == DSS_OK)

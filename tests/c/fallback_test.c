@@ -274,6 +274,36 @@ static void no_unix_sockets(void) {
     end_refused();
 }
 
+/* ---- another user ------------------------------------------------------------------------------------------------------- */
+
+static void become_another_user(process_t *self) {
+    if (self->rank == 0)
+        return;
+    CHECK_EQUAL(setuid(65534), 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a change of user ends it */
+}
+
+/* They cannot share memory, in one network namespace: TCP serves, on the loopback as well. */
+static void ranks_of_two_users(void) {
+    static const char *const streams[] = {"0 shm, 0 unix, 2 tcp", "1 shm, 0 unix, 1 tcp", "1 shm, 0 unix, 1 tcp"};
+    if (geteuid() != 0) {
+        printf("skipped ranks_of_two_users: only root may become somebody else\n");
+        return;
+    }
+    uint8_t all[RANKS_MOST * DSS_CARD_BYTES];
+    processes_fork(3, DSS_TRANSPORT_AUTO, reduce_once, become_another_user);
+    processes_gather(all, DSS_CARD_BYTES);
+    processes_gather(all, sizeof(uint32_t));
+    processes_expect_all("made", NOBODY);
+    processes_go_all(NOBODY);
+    for (uint32_t i = 0; i < 3; i++) {
+        const message_t message = processes_expect(i, "done");
+        CHECK_STATUS(message.status, DSS_OK);
+        CHECK_CONTAINS(message.text, streams[i]);
+    }
+    end_refused();
+}
+
 /* ---- errors of create --------------------------------------------------------------------------------------------------- */
 
 static void report_create(process_t *self) {
@@ -370,6 +400,7 @@ int main(void) {
     RUN(no_descriptor_can_be_passed);
     RUN(no_descriptors_for_a_while);
     RUN(no_unix_sockets);
+    RUN(ranks_of_two_users);
     RUN(no_unix_sockets_is_an_error_where_nothing_else_serves);
     RUN(each_allocation_fails_over_shared_memory);
     RUN(each_allocation_fails_over_tcp);
