@@ -335,8 +335,8 @@ dss_status_t dss_operation_result(const dss_operation_t *operation, dss_error_t 
 }
 
 void dss_operation_release(dss_operation_t *operation) {
-    if (!operation)
-        return;
+    if (!operation || operation->engine->generation != dss_descriptor_generation())
+        return; /* a forked child's copy: its lock may be held for ever */
     dss_engine_t *engine = operation->engine;
     dss_engine_lock(engine);
     dss_operation_unreference(operation);
