@@ -16,6 +16,7 @@ import contextlib
 import enum
 import logging
 import math
+import operator
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -250,28 +251,41 @@ class Sync:
 
         Where plans follow the network (a known topology, replan_steps) the one in use stays, whichever was saved.
         """
-        mine = (int(state["step"]), _C.hash64(state["plan"]))
-        problem = None
-        saved = _C.Plan.deserialize(state["plan"])
+        try:
+            mine, problem = self._check_saved(state)
+        except Exception as error:  # whatever it is: the other ranks wait to hear of it
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error).removeprefix("dssync: ")
+            mine, problem = (-1, 0), f"the saved state cannot be read ({what}); without it averaging begins anew, at step 0"
+        views = self._group.exchange((mine, problem))
+        for rank, (_, text) in enumerate(views):
+            if text is not None:
+                raise ValueError(f"dssync: load_state_dict on rank {rank}: {text}")
+        (first_step, first_plan), _ = views[0]
+        for rank, ((step, plan), _) in enumerate(views):
+            if (step, plan) != (first_step, first_plan):
+                difference = f"rank 0 continues from step {first_step}, rank {rank} from step {step}"
+                if step == first_step:
+                    difference = f"rank 0 and rank {rank} saved different plans at step {step}"
+                raise ValueError(f"dssync: load_state_dict: {difference}; load the same checkpoint on every rank")
+        self._averager.settle(self._step, discard=True)  # they are about other weights
+        self._step = mine[0]
+        self._replicas_equal = False
+
+    def _check_saved(self, state: dict[str, Any]) -> tuple[tuple[int, int], str | None]:
+        """(step, hash of the plan), and why this rank cannot continue from them. Raises anything for a state that is damaged."""
+        step, plan = operator.index(state["step"]), state["plan"]
+        if step < 0:
+            raise ValueError(f"step {step}")
+        saved = _C.Plan.deserialize(plan)
         follows = self._contention is not None and saved.world_size == self._plan.world_size
-        if state["plan"] != self._plan.serialize() and not follows:
+        problem = None
+        if plan != self._plan.serialize() and not follows:
             problem = (
                 f"the saved plan ({saved.kind}, world size {saved.world_size}, period {saved.period}) is not the one in use "
                 f"({self._plan.kind}, world size {self._plan.world_size}, period {self._plan.period}); "
                 "start with the saved options and world size"
             )
-        views = self._group.exchange((mine, problem))
-        for rank, (theirs, text) in enumerate(views):
-            if text is not None:
-                raise ValueError(f"dssync: load_state_dict on rank {rank}: {text}")
-            if theirs != views[0][0]:
-                raise ValueError(
-                    f"dssync: load_state_dict: rank 0 continues from step {views[0][0][0]}, rank {rank} from step {theirs[0]}; "
-                    "load the same checkpoint on every rank"
-                )
-        self._averager.settle(self._step, discard=True)  # they are about other weights
-        self._step = mine[0]
-        self._replicas_equal = False
+        return (step, _C.hash64(plan)), problem
 
     def detach(self) -> None:
         """Back to plain data parallelism: parameters and optimizer state become the exact mean, gradients are all-reduced again.
@@ -371,13 +385,13 @@ class Sync:
         self._averager = self._group.make_averager(f"sync{self.index}.{self._plans}", plan)
         self._layout_cache = None
 
-    def close(self) -> None:
+    def close(self, abort: bool = False) -> None:
         """Takes the averager down; every later use is an error. training.release() takes the hooks off."""
         self._closed = True
         self.phase = Phase.IDLE
         if self._contention is not None:
             self._contention.close()
-        self._averager.shutdown()
+        self._averager.shutdown(abort=abort)
 
     # ---- launching ------------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ static dss_status_t check_wire(const unsigned char *bytes, size_t bytes_bytes, d
                         bytes[1], bytes[2], bytes[3]);
     if (get_u32(bytes + 4) != WIRE_VERSION)
         return dss_fail(error_p, DSS_ERR_CORRUPT,
-                        "the serialised plan is of version %u, this library reads %u: install the same dssync on every rank",
+                        "the serialised plan is of version %u, this library reads %u: another version of dssync made it",
                         get_u32(bytes + 4), WIRE_VERSION);
     const uint32_t kind = get_u32(bytes + 8);
     const uint32_t world_size = get_u32(bytes + 12);

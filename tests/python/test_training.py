@@ -9,6 +9,7 @@ import logging
 import pickle
 import random
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -563,6 +564,53 @@ def resumes_differently(rank, world):
 
 def test_resume_from_different_steps_is_an_error_on_every_rank():
     assert run_ranks(2, resumes_differently) == [0, 0]
+
+
+def loads_damaged(rank, world, damage, text):
+    """Of rank 1 only: every rank has to hear of it."""
+    model = DDP(make(False))
+    sync = dssync_pg.attach(model, OPTIMIZERS["sgd"](model.parameters()))
+    state = sync.state_dict()
+    if rank == 1:
+        state = damage(state)
+    with pytest.raises(ValueError, match=text):
+        sync.load_state_dict(state)
+    one_step(model, sync.optimizer, rank, 0)  # nothing has changed
+    return sync.step
+
+
+def cut_short(state):
+    return {**state, "plan": state["plan"][:-3]}
+
+
+def of_an_older_version(state):
+    return {**state, "plan": state["plan"][:4] + bytes(4) + state["plan"][8:]}
+
+
+def without_step(state):
+    return {"plan": state["plan"]}
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [(cut_short, "expected [0-9]+ for 2 ranks"), (of_an_older_version, "is of version 0"), (without_step, "'step' is missing")],
+)
+def test_a_damaged_state_of_one_rank_is_an_error_on_every_rank(damage, text):
+    assert run_ranks(2, loads_damaged, damage, f"on rank 1: the saved state cannot be read .*{text}") == [1, 1]
+
+
+def saved_under_different_plans(rank, world):
+    model = DDP(make(False))
+    sync = dssync_pg.attach(model, OPTIMIZERS["sgd"](model.parameters()))
+    sync._contention = mock.Mock()  # plans follow the network
+    plan = dssync_pg.Plan.create(world, seed=rank).to_bytes()
+    with pytest.raises(ValueError, match="rank 0 and rank 1 saved different plans at step 3"):
+        sync.load_state_dict({"step": 3, "plan": plan})
+    return sync.step
+
+
+def test_resume_from_different_plans_says_so():
+    assert run_ranks(2, saved_under_different_plans) == [0, 0]
 
 
 def ema_and_copies(rank, world):
