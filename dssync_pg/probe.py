@@ -165,7 +165,11 @@ def run_from_command_line(args: argparse.Namespace) -> int:
 
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         raise ValueError("start it on every host with torchrun: torchrun ... -m dssync_pg probe")
-    dist.init_process_group("dssync", pg_options=Options(topology="flat"))
+    if args.save and os.environ["RANK"] == "0":
+        _refuse_unwritable(args.save)
+    # What a job's own variables choose is for its training: no plan is needed here, but the engine is.
+    options = Options(topology="flat", plan="auto", group_size="auto", max_period=8, all_reduce="avg", engine="auto")
+    dist.init_process_group("dssync", pg_options=options)
     try:
         group = group_of(dist.distributed_c10d._get_default_group(), torch.device("cpu"))
         if group is None or group.engine is None:
@@ -178,12 +182,21 @@ def run_from_command_line(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_unwritable(path: str) -> None:
+    """Raises OSError: before the network is measured for nothing."""
+    is_new = not os.path.exists(path)
+    with open(path, "ab"):
+        pass
+    if is_new:
+        os.unlink(path)
+
+
 def _show(topology: Topology, report: ProbeReport, args: argparse.Namespace) -> None:
+    if args.json:
+        print(json.dumps({"topology": json.loads(topology.to_json()), "report": dataclasses.asdict(report)}), flush=True)
+    else:
+        print(topology, flush=True)
     if args.save:
         topology.save(args.save)
-    if args.json:
-        print(json.dumps({"topology": json.loads(topology.to_json()), "report": dataclasses.asdict(report)}))
-        return
-    print(topology)
-    if args.save:
+    if args.save and not args.json:
         print(f"saved as {args.save}; DSSYNC_TOPOLOGY={args.save} makes training use it")

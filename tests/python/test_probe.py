@@ -282,10 +282,15 @@ def command(rank: int, size: int, save: str, as_json: bool) -> int:
     return run_from_command_line(argparse.Namespace(save=save, json=as_json))
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_command_prints_and_saves(tmp_path, as_json):
+OF_THE_JOB = {"DSSYNC_PLAN": "striped", "DSSYNC_ALL_REDUCE": "exact", "DSSYNC_GROUP_SIZE": "5", "DSSYNC_MAX_PERIOD": "1"}
+"""Variables that are for its training."""
+
+
+@pytest.mark.parametrize(("as_json", "variables"), [(False, OF_THE_JOB), (True, {})])
+def test_the_command_prints_and_saves(tmp_path, as_json, variables):
     file = tmp_path / "found.toml"
-    outcomes = run_ranks(2, command, str(file), as_json, init=False, env={"DSSYNC_TRANSPORT": "tcp"}, check=False)
+    variables = {"DSSYNC_TRANSPORT": "tcp", **variables}
+    outcomes = run_ranks(2, command, str(file), as_json, init=False, env=variables, check=False)
     assert all(outcome.ok and outcome.value == 0 for outcome in outcomes), outcomes
     topology = Topology.load(file, world_size=2)
     printed = outcomes[0].output
@@ -302,6 +307,13 @@ def test_outside_of_a_launcher_the_command_says_so(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="torchrun"):
         run_from_command_line(argparse.Namespace(save=None, json=False))
+
+
+def test_a_file_that_cannot_be_written_is_told_before_measuring(monkeypatch, tmp_path):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OSError, match="no such folder"):
+        run_from_command_line(argparse.Namespace(save=str(tmp_path / "no such folder" / "found.toml"), json=False))
 
 
 MISSING = [tool for tool in cluster.PACKAGES if shutil.which(tool) is None]
