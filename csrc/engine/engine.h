@@ -25,11 +25,13 @@
 #include "stream.h"
 
 #define DSS_RING_BYTES ((size_t)1 << 20)
-#define DSS_FRAME_PAYLOAD ((size_t)128 << 10)  /* of one data frame: others on the connection wait no longer than this takes */
-#define DSS_PASS_BYTES ((size_t)1 << 20)       /* read and written for one peer in one pass, about */
-#define DSS_EAGER_BYTES ((size_t)32 << 10)     /* sent before the peer has posted; it keeps them */
-#define DSS_EAGER_TOTAL ((size_t)1 << 20)      /* the same, for all operations of one peer */
-#define DSS_FLAT_BYTES ((size_t)8 << 10)       /* up to here everyone sends all to all: one latency instead of two */
+#define DSS_FRAME_PAYLOAD ((size_t)128 << 10) /* of one data frame: others on the connection wait no longer than this takes */
+#define DSS_PASS_BYTES ((size_t)1 << 20)      /* read and written for one peer in one pass, about */
+#define DSS_EAGER_BYTES ((size_t)32 << 10)    /* sent before the peer has posted; it keeps them */
+#define DSS_EAGER_TOTAL ((size_t)1 << 20)     /* the same, for all operations of one peer */
+#define DSS_FLAT_BYTES ((size_t)8 << 10)      /* up to here everyone sends all to all: one latency instead of two */
+#define DSS_FLAT_STAGE_BYTES                                                                                                       \
+    ((size_t)256) /* the same of stages: other chunks are under way, and what counts is bytes over uplinks */
 #define DSS_RING_FROM_BYTES ((size_t)64 << 10) /* from here on, members on several hosts exchange in a ring or a hierarchy */
 #define DSS_STRAIGHT_MEMBERS 8u /* in one rack: from more than so many at once a host would lose packets, and they go in a ring */
 #define DSS_MANY_NEIGHBOURS 5u  /* on one host: the rings of each with each outgrow the caches */
@@ -120,7 +122,7 @@ struct dss_operation {
     uint64_t shard_at; /* of the own shard: bytes from the begin of the vector */
     uint64_t shard_bytes;
     uint64_t reduced; /* bytes of the own shard that hold the result */
-    uint8_t *scratch; /* half types: the shard in float32 (SHARDED), or partial sums that are not sent yet (RING). FLAT: all
+    uint8_t *scratch; /* half types: the shard in float32 (SHARDED) or everything (RING). FLAT: all
                          members' values. Owned. */
     uint8_t *posted;  /* by pieces of the own shard: 1 more than the board's slot that holds it, or 0; owned, may be NULL */
     bool has_readers; /* it is decided who reads the board */
@@ -226,8 +228,9 @@ struct dss_peer {
     uint64_t transfer_bytes;
 
     dss_board_t *board; /* the peer's; owned, NULL until it has shown it */
-    bool shown;         /* it has been sent ours, or cannot be */
-    bool sees;          /* and has said that it reads it */
+    bool tried;         /* to send it ours */
+    bool shown;         /* it has been sent */
+    bool sees;          /* and the peer has said that it reads it */
 
     /* reading */
     bool in_frame;

@@ -8,8 +8,10 @@
  * its own (a stage), and its callback posts what comes next. (Hierarchical all-reduce; the delayed crossing is section 3, rule 8,
  * of this project's design.)
  *
- * A crossing of means has no way up: its values are equal in a rack. One of values goes up in a copy. Both exchange the spans they
- * own weighted by the size of the racks, and gather differences.
+ * Averages carry means up, not sums, which half types could not hold; a mean of several is weighted before it meets others. A
+ * crossing of means has no way up: its values are equal in a rack. One of values goes up in a copy. Both exchange the spans they
+ * own weighted by the size of the racks, and gather differences. Half types go in chunks on any several hosts: in a ring, partial
+ * sums of all of a tensor in float32 would be twice its bytes.
  */
 #include "engine.h"
 
@@ -18,8 +20,10 @@
 
 #define WINDOW 16u                  /* chunks in one stage */
 #define CHUNK ((uint64_t)256 << 10) /* bytes: the first's way up and the last's down overlap with no others; less costs latency */
-#define CHUNKS_MOST 4096u           /* twelve bits of a stage's number */
-#define MEMBERS_MOST 65535u         /* pieces are not more; sixteen bits */
+#define CHUNK_OF_MEMBER ((uint64_t)8 << 10) /* or so much for each member: what one sends to another must outweigh its frame */
+#define CHUNKS_MOST 4096u                   /* twelve bits of a stage's number */
+#define MEMBERS_MOST 65535u
+#define STEPS_MOST 65535u /* sixteen bits; only racks and hosts of very many different sizes have more */
 
 enum { SCATTER_IN_HOST, SCATTER_IN_RACK, EXCHANGE, GATHER_IN_RACK, GATHER_IN_HOST, STAGE_COUNT };
 
@@ -66,9 +70,9 @@ struct dss_hierarchy {
     uint32_t chunk_count;
     uint32_t inside[STAGE_COUNT]; /* chunks that are active there */
     uint32_t finished;
-    uint32_t in_rack;    /* members of the own rack */
-    uint8_t *correction; /* of a crossing: of all elements, on the way up what is reduced; owned */
-    uint8_t *negative;   /* of a crossing: its rack's mean times -1, of the spans exchanged, chunk after chunk; owned */
+    uint32_t domains[EXCHANGE + 1]; /* members of the own host, of the own rack, of all */
+    uint8_t *correction;            /* of a crossing: of all elements, on the way up what is reduced; owned */
+    uint8_t *negative;              /* of a crossing: its rack's mean times -1, of the spans exchanged, chunk after chunk; owned */
     dss_segments_t correction_segments;
 };
 
@@ -96,7 +100,8 @@ bool dss_hierarchy_fits(const dss_operation_t *operation) {
         return false;
     count_domains(operation, operation->engine->hosts, &hosts);
     count_domains(operation, operation->engine->racks, &racks);
-    return hosts > 1 && (hosts < operation->member_count || (racks > 1 && racks < operation->member_count));
+    return hosts > 1 && (dss_dtype_accumulator(operation->dtype) != operation->dtype || hosts < operation->member_count ||
+                         (racks > 1 && racks < operation->member_count));
 }
 
 static bool add_step(steps_t *steps, const step_t *step, const dss_operation_t *operation, const uint32_t *owners) {
@@ -130,6 +135,10 @@ static bool combine(const dss_operation_t *operation, const spans_t *children, u
     bool done = at && owners && result->list;
     uint32_t number = 0;
     for (uint64_t begin = 0; done && at[0] < children[0].count; number++) {
+        if (number > STEPS_MOST) {
+            done = false;
+            break;
+        }
         uint64_t end = UINT64_MAX;
         bool owned = false;
         for (uint32_t i = 0; i < child_count; i++) {
@@ -226,10 +235,25 @@ static int way_up(int stage) {
     return stage <= EXCHANGE ? stage : 2 * EXCHANGE - stage;
 }
 
+/* Whether what the stage leaves is the mean of what went in. Crossings weigh before the exchange, see weigh(). */
+static bool carries_means(const dss_operation_t *operation, int stage) {
+    return stage < EXCHANGE ? operation->kind != DSS_OPERATION_ALL_REDUCE
+                            : stage == EXCHANGE && operation->kind == DSS_OPERATION_AVERAGE;
+}
+
+/* Single members meet, and their sum need only be divided. Means of several are weighted before they are summed: see balance(). */
+static bool meet_alone(const dss_operation_t *operation, const step_t *step) {
+    return step->member_count == operation->hierarchy->domains[step->stage];
+}
+
+static const dss_segments_t *values_of(const dss_operation_t *operation) {
+    return dss_is_crossing(operation->kind) ? &operation->hierarchy->correction_segments : &operation->segments;
+}
+
 static bool post_step(chunk_t *chunk, const step_t *step) {
     dss_operation_t *operation = chunk->operation;
     const dss_hierarchy_t *hierarchy = operation->hierarchy;
-    const dss_segments_t *values = dss_is_crossing(operation->kind) ? &hierarchy->correction_segments : &operation->segments;
+    const dss_segments_t *values = values_of(operation);
     const size_t width = dss_dtype_bytes(operation->dtype);
     const uint64_t begin = (chunk->begin + step->begin) * width;
     const uint64_t end = (chunk->begin + step->end) * width;
@@ -262,7 +286,7 @@ static bool post_step(chunk_t *chunk, const step_t *step) {
         .parent = operation,
         .number = (index << 19 | (uint32_t)chunk->stage << 16 | step->number) + 1,
         .skips = {[DSS_PHASE_REDUCE] = chunk->stage > EXCHANGE, [DSS_PHASE_GATHER] = chunk->stage < EXCHANGE},
-        .scale = chunk->stage == EXCHANGE && operation->kind == DSS_OPERATION_AVERAGE ? operation->scale : 1.0};
+        .scale = carries_means(operation, chunk->stage) && meet_alone(operation, step) ? 1.0 / step->member_count : 1.0};
     chunk->pending++;
     const dss_status_t status = segments ? dss_engine_post_stage(operation->engine, &params, &stage, &error) : error.status;
     free(segments);
@@ -287,15 +311,45 @@ static uint8_t *negative_of(const chunk_t *chunk) {
     return operation->hierarchy->negative + index * exchanged(&operation->hierarchy->steps[0]) * dss_dtype_bytes(operation->dtype);
 }
 
+/* What the own domain's mean is of the mean of those that meet in this stage. */
+static double weight_of(const dss_operation_t *operation, const step_t *step) {
+    const uint32_t *domains = operation->hierarchy->domains;
+    return (double)domains[step->stage - 1] / domains[step->stage];
+}
+
+/* Before means meet: weights the spans that this member brings. False when memory is out. */
+static bool balance(const chunk_t *chunk) {
+    const dss_operation_t *operation = chunk->operation;
+    const size_t width = dss_dtype_bytes(operation->dtype);
+    bool done = true;
+    for (size_t i = 0; done && i < chunk->steps->count; i++) {
+        const step_t *step = &chunk->steps->list[i];
+        if (step->stage != chunk->stage || meet_alone(operation, step))
+            continue;
+        uint8_t *wide = malloc((size_t)(step->end - step->begin) * sizeof(double) + 1);
+        done = wide != NULL;
+        const uint64_t end = (chunk->begin + step->end) * width;
+        for (uint64_t at = (chunk->begin + step->begin) * width; done && at < end;) {
+            size_t piece = 0;
+            uint8_t *bytes = dss_segments_at(values_of(operation), at, &piece);
+            piece = piece < end - at ? piece : (size_t)(end - at);
+            (void)dss_widen(operation->dtype, bytes, wide, piece / width);
+            (void)dss_narrow_scaled(operation->dtype, wide, weight_of(operation, step), bytes, piece / width);
+            at += piece;
+        }
+        free(wide);
+    }
+    return done;
+}
+
 /* Before the exchange: leaves its rack's share of the mean in `correction`, and notes what is to be taken off it again. */
 static bool weigh(const chunk_t *chunk) {
     const dss_operation_t *operation = chunk->operation;
     const dss_hierarchy_t *hierarchy = operation->hierarchy;
-    const bool is_mean = operation->kind == DSS_OPERATION_CROSSING_OF_MEANS; /* else the rack's sum is in `correction` */
+    const bool is_mean = operation->kind == DSS_OPERATION_CROSSING_OF_MEANS; /* else the rack's mean is in `correction` already */
     const dss_segments_t *values = is_mean ? &operation->segments : &hierarchy->correction_segments;
     const size_t width = dss_dtype_bytes(operation->dtype);
-    const double weight = (is_mean ? hierarchy->in_rack : 1.0) / operation->member_count;
-    const double own = is_mean ? -1.0 : -1.0 / hierarchy->in_rack;
+    const double weight = (double)hierarchy->domains[SCATTER_IN_RACK] / operation->member_count;
     uint8_t *sum = malloc(exchanged(chunk->steps) * dss_dtype_bytes(dss_dtype_accumulator(operation->dtype)) + 1);
     uint8_t *negative = negative_of(chunk);
     for (size_t i = 0; sum && i < chunk->steps->count; i++) {
@@ -308,7 +362,7 @@ static bool weigh(const chunk_t *chunk) {
             piece = piece < end - at ? piece : (size_t)(end - at);
             (void)dss_widen(operation->dtype, bytes, sum, piece / width);
             (void)dss_narrow_scaled(operation->dtype, sum, weight, hierarchy->correction + at, piece / width);
-            (void)dss_narrow_scaled(operation->dtype, sum, own, negative, piece / width);
+            (void)dss_narrow_scaled(operation->dtype, sum, -1.0, negative, piece / width);
             negative += piece;
             at += piece;
         }
@@ -349,7 +403,9 @@ static void begin_stage(chunk_t *chunk) {
     dss_operation_t *operation = chunk->operation;
     chunk->active = true;
     operation->hierarchy->inside[chunk->stage]++;
-    if (chunk->stage == EXCHANGE && dss_is_crossing(operation->kind) && !weigh(chunk)) {
+    const bool weighs = chunk->stage == EXCHANGE && dss_is_crossing(operation->kind);
+    const bool balances = chunk->stage > SCATTER_IN_HOST && carries_means(operation, chunk->stage);
+    if ((weighs && !weigh(chunk)) || (balances && !balance(chunk))) {
         dss_operation_fail(operation, DSS_ERR_NO_MEMORY, "transfer", "out of memory for an operation");
         return;
     }
@@ -401,12 +457,24 @@ static void stage_done(void *argument, dss_status_t status, const char *text) {
 
 /* ---- begin and end ------------------------------------------------------------------------------------------------------ */
 
+static void count_members(const dss_operation_t *operation, uint32_t *domains) {
+    const dss_engine_t *engine = operation->engine;
+    const uint32_t own = engine->identity.rank;
+    uint32_t racks = 0;
+    count_domains(operation, engine->racks, &racks);
+    for (uint32_t i = 0; i < operation->member_count; i++) {
+        const uint32_t rank = rank_of(operation, i);
+        domains[SCATTER_IN_HOST] += engine->hosts[rank] == engine->hosts[own];
+        domains[SCATTER_IN_RACK] += engine->racks[rank] == engine->racks[own];
+    }
+    if (racks == 1) /* hosts exchange with each other */
+        domains[SCATTER_IN_RACK] = domains[SCATTER_IN_HOST];
+    domains[EXCHANGE] = operation->member_count;
+}
+
 static bool make_correction(dss_operation_t *operation) {
     dss_hierarchy_t *hierarchy = operation->hierarchy;
-    const dss_engine_t *engine = operation->engine;
     const size_t width = dss_dtype_bytes(operation->dtype);
-    for (uint32_t i = 0; i < operation->member_count; i++)
-        hierarchy->in_rack += engine->racks[rank_of(operation, i)] == engine->racks[engine->identity.rank];
     const size_t own = hierarchy->chunk_count == 0
                            ? 0
                            : (hierarchy->chunk_count - 1) * exchanged(&hierarchy->steps[0]) + exchanged(&hierarchy->steps[1]);
@@ -423,13 +491,15 @@ static bool make_chunks(dss_operation_t *operation) {
     const uint64_t elements = operation->element_count;
     const bool of_means = operation->kind == DSS_OPERATION_CROSSING_OF_MEANS; /* read now, and nobody waits for it: one chunk */
     const uint64_t least = elements * width / CHUNKS_MOST + 1;
-    const uint64_t bytes = least < CHUNK ? CHUNK : least;
+    const uint64_t usual = operation->member_count * CHUNK_OF_MEMBER > CHUNK ? operation->member_count * CHUNK_OF_MEMBER : CHUNK;
+    const uint64_t bytes = least < usual ? usual : least;
     uint64_t each = (bytes / width + 63) / 64 * 64;
     each = of_means || each > elements ? elements : each;
     dss_hierarchy_t *hierarchy = calloc(1, sizeof *hierarchy);
     if (!hierarchy)
         return false;
     operation->hierarchy = hierarchy;
+    count_members(operation, hierarchy->domains);
     hierarchy->chunk_count = elements == 0 ? 0 : (uint32_t)((elements + each - 1) / each);
     hierarchy->chunks = calloc(hierarchy->chunk_count + 1, sizeof *hierarchy->chunks);
     const uint64_t last = hierarchy->chunk_count == 0 ? 0 : elements - (hierarchy->chunk_count - 1) * each;

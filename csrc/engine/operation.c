@@ -53,7 +53,7 @@ static dss_algorithm_t choose(const dss_operation_t *operation) {
         return DSS_ALONE;
     if (operation->member_count == 2)
         return DSS_PAIR;
-    if (operation->segments.bytes <= DSS_FLAT_BYTES)
+    if (operation->segments.bytes <= (operation->parent ? DSS_FLAT_STAGE_BYTES : DSS_FLAT_BYTES))
         return DSS_FLAT;
     if (operation->segments.bytes >= DSS_RING_FROM_BYTES && !operation->parent && dss_hierarchy_fits(operation))
         return DSS_HIERARCHY;
@@ -66,11 +66,6 @@ static size_t width(const dss_operation_t *operation, dss_phase_t phase) {
     return widened ? dss_dtype_bytes(accumulator(operation)) : element_bytes(operation);
 }
 
-/* How many partial sums of half types a ring has room for, those that are not sent yet: together as large as the tensor. */
-static uint64_t ring_slots(const dss_operation_t *operation) {
-    return operation->element_count / 2 + 1;
-}
-
 static bool make_scratch(dss_operation_t *operation) {
     const uint64_t bytes = operation->segments.bytes;
     const size_t widening = is_widened(operation) ? dss_dtype_bytes(accumulator(operation)) / element_bytes(operation) : 1;
@@ -80,7 +75,7 @@ static bool make_scratch(dss_operation_t *operation) {
     else if (operation->algorithm == DSS_SHARDED && widening > 1)
         needed = (size_t)(widening * operation->shard_bytes);
     else if (operation->algorithm == DSS_RING && widening > 1)
-        needed = (size_t)(ring_slots(operation) * dss_dtype_bytes(accumulator(operation)));
+        needed = (size_t)(widening * bytes);
     if (needed == 0)
         return true;
     operation->scratch = malloc(needed);
@@ -173,20 +168,6 @@ static void plan_direct(dss_operation_t *operation) {
         operation->reduced = operation->shard_bytes;
 }
 
-/* What goes round the ring first. */
-static void widen_own_shard(const dss_operation_t *operation) {
-    uint8_t *sum = operation->scratch;
-    const uint64_t end = dss_operation_shard_at(operation, operation->position + 1);
-    for (uint64_t at = dss_operation_shard_at(operation, operation->position); at < end;) {
-        size_t piece = 0;
-        const uint8_t *values = dss_segments_at(&operation->segments, at, &piece);
-        piece = piece < end - at ? piece : (size_t)(end - at);
-        (void)dss_widen(operation->dtype, values, sum, piece / element_bytes(operation));
-        sum += piece / element_bytes(operation) * width(operation, DSS_PHASE_REDUCE);
-        at += piece;
-    }
-}
-
 /* Where two others or more share this host, all read one copy of its shard. False when memory is out. */
 static bool plan_board(dss_operation_t *operation) {
     uint32_t neighbours = 0;
@@ -212,8 +193,14 @@ bool dss_operation_plan(dss_operation_t *operation) {
         return false;
     if (operation->algorithm == DSS_FLAT)
         copy_out(&operation->segments, 0, operation->scratch + operation->own_index * bytes, bytes);
-    if (operation->algorithm == DSS_RING && operation->scratch)
-        widen_own_shard(operation);
+    for (size_t at = 0; operation->algorithm == DSS_RING && operation->scratch && at < bytes;) {
+        size_t piece = 0;
+        const uint8_t *values = dss_segments_at(&operation->segments, at, &piece);
+        (void)dss_widen(operation->dtype, values,
+                        operation->scratch + at / element_bytes(operation) * width(operation, DSS_PHASE_REDUCE),
+                        piece / element_bytes(operation));
+        at += piece;
+    }
     return true;
 }
 
@@ -337,13 +324,6 @@ uint64_t dss_operation_sendable(const dss_member_t *member, dss_phase_t *phase_p
     return reduced == left ? left : reduced / GATHER_PIECE * GATHER_PIECE; /* so that they are pieces of the board, too */
 }
 
-/* Where the partial sum lies that is the `index`th to be sent round the ring, and how many lie in a row from there. */
-static uint8_t *ring_slot(const dss_operation_t *operation, uint64_t index, size_t *count_p) {
-    const uint64_t slot = index % ring_slots(operation);
-    *count_p = (size_t)(ring_slots(operation) - slot);
-    return operation->scratch + slot * width(operation, DSS_PHASE_REDUCE);
-}
-
 /* One piece round a ring. */
 static struct iovec ring_piece(const dss_operation_t *operation, dss_phase_t phase, uint64_t offset, size_t bytes) {
     const size_t width_bytes = width(operation, phase);
@@ -351,16 +331,13 @@ static struct iovec ring_piece(const dss_operation_t *operation, dss_phase_t pha
     uint64_t elements = 0;
     const uint64_t element = ring_at(operation, first, offset, width_bytes, &elements);
     const size_t within = (size_t)(offset % width_bytes); /* the stream may have taken a part of an element */
-    size_t piece = (size_t)elements * width_bytes;
-    size_t contiguous = 0;
-    uint8_t *values = NULL;
-    if (phase == DSS_PHASE_REDUCE && operation->scratch) {
-        values = ring_slot(operation, offset / width_bytes, &contiguous);
-        contiguous *= width_bytes;
-    } else {
+    size_t piece = (size_t)elements * width_bytes - within;
+    uint8_t *values = operation->scratch ? operation->scratch + element * width_bytes : NULL;
+    if (phase == DSS_PHASE_GATHER || !values) {
+        size_t contiguous = 0;
         values = dss_segments_at(&operation->segments, element * width_bytes, &contiguous);
+        piece = piece + within < contiguous ? piece : contiguous - within;
     }
-    piece = (piece < contiguous ? piece : contiguous) - within;
     return (struct iovec){.iov_base = values + within, .iov_len = piece < bytes ? piece : bytes};
 }
 
@@ -396,13 +373,6 @@ static uint64_t reducible(const dss_member_t *member) {
     const dss_operation_t *operation = member->operation;
     if (operation->algorithm == DSS_PAIR)
         return member->sent[DSS_PHASE_REDUCE];
-    if (operation->algorithm == DSS_RING && operation->scratch) { /* sums wait there until they are sent */
-        const size_t width_bytes = width(operation, DSS_PHASE_REDUCE);
-        const uint64_t sent = operation->next_in_ring->sent[DSS_PHASE_REDUCE] / width_bytes;
-        const uint64_t own = shard_elements(operation, operation->position);
-        const uint64_t limit = (sent + ring_slots(operation) - own) * width_bytes;
-        return limit < member->receive_goal[DSS_PHASE_REDUCE] ? limit : member->receive_goal[DSS_PHASE_REDUCE];
-    }
     if (operation->algorithm == DSS_FLAT || operation->algorithm == DSS_RING)
         return member->receive_goal[DSS_PHASE_REDUCE];
     for (uint32_t i = member->index; i-- > 0;) /* the member whose turn is before */
@@ -471,13 +441,7 @@ static size_t reduce_in_ring(dss_member_t *member, const uint8_t *theirs, size_t
     piece /= element_bytes(operation);
     piece = piece < elements ? piece : (size_t)elements;
     piece = piece < most ? piece : most;
-    uint8_t *sum = own;
-    if (operation->scratch) {
-        size_t contiguous = 0;
-        sum = ring_slot(operation, shard_elements(operation, operation->position) + member->applied / width_bytes, &contiguous);
-        piece = piece < contiguous ? piece : contiguous;
-        (void)dss_widen(operation->dtype, own, sum, piece);
-    }
+    uint8_t *sum = operation->scratch ? operation->scratch + element * width_bytes : own;
     (void)dss_accumulate(accumulator(operation), operation->reduction, theirs, sum, piece);
     const uint32_t complete = (operation->position + 1) % count;
     if (element >= dss_operation_shard_at(operation, complete) / element_bytes(operation) &&

@@ -276,13 +276,13 @@ void dss_peer_ask(dss_peer_t *peer) {
 
 void dss_peer_show_board(dss_peer_t *peer) {
     dss_engine_t *engine = peer->engine;
-    if (peer->shown || peer->state != DSS_PEER_READY)
+    if (peer->tried || peer->state != DSS_PEER_READY)
         return;
-    peer->shown = true;
+    peer->tried = true;
     if (!engine->board && !engine->has_no_board)
         engine->has_no_board = dss_board_create(&engine->board, NULL) != DSS_OK;
-    if (engine->board) /* where that fails, values go through the ring as before */
-        (void)dss_stream_shared_show(peer->stream, dss_board_memfd(engine->board));
+    /* Where that fails, values go through the ring as before. */
+    peer->shown = engine->board && dss_stream_shared_show(peer->stream, dss_board_memfd(engine->board));
 }
 
 void dss_peer_see_board(dss_peer_t *peer) {
@@ -612,6 +612,14 @@ static bool begin_data(dss_peer_t *peer) {
     return false;
 }
 
+static void lose_stream(dss_peer_t *peer, ssize_t error) {
+    const char *where = peer->in_frame ? " in the middle of a message" : "";
+    if (error == -EPIPE || error == -ECONNRESET)
+        dss_peer_lose(peer, "is gone: its process has ended%s (%s)", where, error == -EPIPE ? "end of stream" : "connection reset");
+    else
+        dss_peer_lose(peer, "is gone%s: %s", where, strerror((int)-error));
+}
+
 /* Values that lie on the peer's board. False if the peer was lost. */
 static bool read_board(dss_peer_t *peer) {
     if (!peer->board) {
@@ -631,10 +639,7 @@ static bool read_header(dss_peer_t *peer) {
     const uint8_t *bytes = NULL;
     const ssize_t there = peer->stream->ops->peek(peer->stream, DSS_FRAME_BYTES, &bytes);
     if (there < 0) {
-        if (there == -EPIPE || there == -ECONNRESET)
-            dss_peer_lose(peer, "is gone: its process has ended (%s)", there == -EPIPE ? "end of stream" : "connection reset");
-        else
-            dss_peer_lose(peer, "is gone: %s", strerror((int)-there));
+        lose_stream(peer, there);
         return false;
     }
     if ((size_t)there < DSS_FRAME_BYTES)
@@ -658,8 +663,12 @@ static bool read_header(dss_peer_t *peer) {
     }
     if (peer->frame.type == DSS_FRAME_PING)
         answer(peer);
+    if (peer->frame.type == DSS_FRAME_SEEN && !peer->shown) {
+        dss_peer_lose(peer, "sent nonsense: it has seen a board that it was not shown");
+        return false;
+    }
     if (peer->frame.type == DSS_FRAME_SEEN)
-        peer->sees = peer->shown;
+        peer->sees = true;
     if (peer->frame.type == DSS_FRAME_FAIL && peer->frame_left > DSS_MAX_FAIL_TEXT) {
         dss_peer_lose(peer, "sent nonsense: a text of %zu bytes", peer->frame_left);
         return false;
@@ -692,7 +701,7 @@ static bool read_payload(dss_peer_t *peer) {
     const uint8_t *bytes = NULL;
     ssize_t there = peer->stream->ops->peek(peer->stream, wanted < peer->frame_left ? wanted : peer->frame_left, &bytes);
     if (there < 0) {
-        dss_peer_lose(peer, "is gone: its process has ended in the middle of a message (%s)", strerror((int)-there));
+        lose_stream(peer, there);
         return false;
     }
     if (there == 0 || (!data && (size_t)there < peer->frame_left))
@@ -722,7 +731,7 @@ static bool read_padding(dss_peer_t *peer) {
     const uint8_t *bytes = NULL;
     const ssize_t there = peer->stream->ops->peek(peer->stream, 1, &bytes);
     if (there < 0) {
-        dss_peer_lose(peer, "is gone: its process has ended in the middle of a message (%s)", strerror((int)-there));
+        lose_stream(peer, there);
         return false;
     }
     const size_t used = (size_t)there < peer->frame_padding ? (size_t)there : peer->frame_padding;

@@ -4,6 +4,7 @@
 #include "ranks.h"
 
 #include <math.h>
+#include <stdatomic.h>
 
 typedef struct layout {
     const char *name;
@@ -183,6 +184,89 @@ static void crossings_of_values_leave_the_weighted_difference(void) {
     run_crossings(cross_values);
 }
 
+/* The largest sum would be twice what a float16 holds, and more. */
+static float large_value_of(uint32_t rank, size_t i) {
+    return 1000.0f * (float)(30 + (rank * 7 + i) % 31);
+}
+
+static void average_halves(dss_engine_t *engine, const layout_t *layout, dss_dtype_t dtype, double unit, bool crosses) {
+    const size_t count = 120001;
+    const uint32_t rank = dss_engine_rank(engine);
+    float *wide = malloc(count * sizeof *wide);
+    uint16_t *halves = malloc(count * sizeof *halves);
+    for (size_t i = 0; i < count; i++)
+        wide[i] = large_value_of(rank, i);
+    CHECK_STATUS(dss_narrow_scaled(dtype, wide, 1.0, halves, count), DSS_OK);
+    call_t call = {0};
+    post(engine, crosses ? DSS_OPERATION_CROSSING_OF_VALUES : DSS_OPERATION_AVERAGE, dtype, 5 + (uint64_t)dtype, halves, count,
+         &call);
+    wait_for(&call);
+    CHECK_FOR(call.status == DSS_OK, "%s: %s", layout->name, call.text);
+    const dss_segment_t segment = {halves, count};
+    if (crosses)
+        CHECK_STATUS(dss_operation_correct(call.operation, &segment, 1, NULL), DSS_OK);
+    CHECK_STATUS(dss_widen(dtype, halves, wide, count), DSS_OK);
+    for (size_t i = 0; i < count; i++) {
+        double mean = 0;
+        double rack_sum = 0;
+        uint32_t in_rack = 0;
+        for (uint32_t j = 0; j < layout->world_size; j++) {
+            const bool own = layout->rack_of[j] == layout->rack_of[rank];
+            mean += (double)large_value_of(j, i) / layout->world_size;
+            rack_sum += own ? (double)large_value_of(j, i) : 0;
+            in_rack += own;
+        }
+        const double expected = crosses ? (double)large_value_of(rank, i) + mean - rack_sum / in_rack : mean;
+        CHECK_FOR(fabs((double)wide[i] - expected) < 4 * unit * 65536, "%s, %s, rank %u, element %zu: %g, expected %g",
+                  layout->name, dss_dtype_name(dtype), rank, i, (double)wide[i],
+                  expected); /* rounded when read, and in each of three stages */
+    }
+    dss_operation_release(call.operation);
+    free(halves);
+    free(wide);
+}
+
+static void average_all_halves(dss_engine_t *engine, uint32_t rank, void *argument) {
+    const layout_t *layout = argument;
+    (void)rank;
+    CHECK_STATUS(dss_engine_set_racks(engine, layout->rack_of, NULL), DSS_OK);
+    for (int crosses = 0; crosses <= (layout != &layouts[4] && layout != &layouts[6]); crosses++) {
+        average_halves(engine, layout, DSS_FLOAT16, 1.0 / 2048, crosses);
+        average_halves(engine, layout, DSS_BFLOAT16, 1.0 / 256, crosses);
+    }
+}
+
+static void means_of_halves_do_not_overflow(void) {
+    for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++)
+        run_layout(&layouts[i], average_all_halves);
+}
+
+static _Atomic uint64_t bytes_sent; /* by all */
+
+static void cross_little(dss_engine_t *engine, uint32_t rank, void *argument) {
+    const layout_t *layout = argument;
+    float values[3000] = {0}; /* what a worker exchanges is so little that elsewhere all would send it to all */
+    dss_engine_stats_t stats;
+    call_t call = {0};
+    (void)rank;
+    CHECK_STATUS(dss_engine_set_racks(engine, layout->rack_of, NULL), DSS_OK);
+    post(engine, DSS_OPERATION_CROSSING_OF_VALUES, DSS_FLOAT32, 5, values, 3000, &call);
+    wait_for(&call);
+    CHECK_FOR(call.status == DSS_OK, "%s", call.text);
+    dss_operation_release(call.operation);
+    dss_engine_stats(engine, &stats);
+    bytes_sent += stats.bytes_sent;
+}
+
+static void an_uplink_carries_each_value_once(void) {
+    const uint64_t inside = 6 * 3000 * sizeof(float);             /* up and down in racks of two: half of the values each */
+    const uint64_t across = 3 * 3000 * sizeof(float) * 2 * 2 / 3; /* 2(g-1)/g of them out of each of three racks */
+    bytes_sent = 0;
+    run_layout(&layouts[3], cross_little);
+    CHECK_FOR(bytes_sent >= inside + across && bytes_sent < (inside + across) * 11 / 10, "%llu bytes, expected %llu and frames",
+              (unsigned long long)bytes_sent, (unsigned long long)(inside + across));
+}
+
 static void differ(dss_engine_t *engine, uint32_t rank, void *argument) {
     const layout_t *layout = argument;
     CHECK_STATUS(dss_engine_set_racks(engine, layout->rack_of, NULL), DSS_OK);
@@ -220,6 +304,8 @@ int main(void) {
     RUN(sums_and_means_are_exact);
     RUN(crossings_of_means_leave_the_weighted_difference);
     RUN(crossings_of_values_leave_the_weighted_difference);
+    RUN(means_of_halves_do_not_overflow);
+    RUN(an_uplink_carries_each_value_once);
     RUN(sizes_that_differ_fail_on_all);
     RUN(a_host_is_in_one_rack);
     return 0;
