@@ -187,6 +187,13 @@ def make_plan(kind: str, topology: Topology, args: argparse.Namespace) -> Plan:
     )
 
 
+def explain(plan: Plan, topology: Topology, args: argparse.Namespace) -> str:
+    """Beside what "auto" weighs with these options."""
+    return plan.explain(
+        topology, args.model_size, args.compute, group_size=args.group_size, max_period=args.max_period, delay=args.delay
+    )
+
+
 def link_name(topology: Topology, kind: str, index: int, idle: bool) -> str:
     """ "uplink of rack1"; "" where nothing takes time."""
     if idle:
@@ -219,7 +226,9 @@ def new_table(names: Sequence[str], left: Sequence[str]) -> Table:
 
 
 def print_cluster(out: Console, topology: Topology, source: str) -> None:
-    out.print(f"[bold]cluster[/], from {source}")
+    from rich.markup import escape
+
+    out.print(f"[bold]cluster[/], from {escape(source)}")
     out.print(str(topology), markup=False)
     links = [topology.memory, *(host.nic for host in topology.hosts), *(rack.uplink for rack in topology.racks)]
     if all(math.isinf(link.rate) for link in links):

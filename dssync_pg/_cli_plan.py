@@ -7,9 +7,10 @@ import dataclasses
 import math
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from ._cli_common import add_plot_note, console, find_topology, link_name, make_plan, new_table, print_cluster, print_json
+from ._cli_common import add_plot_note, console, explain, find_topology, link_name, make_plan, new_table, print_cluster, print_json
 from ._explain import format_bytes, format_seconds
 from .plan import Cost, Plan
 from .topology import Topology
@@ -67,7 +68,7 @@ def _print(
         if isinstance(problem, str):
             out.print(f"no {kind} plan: {problem}", style="dim", markup=False)
     out.print("\n[bold]why[/]" + ("" if args.plan != "auto" else ": what auto takes here"))
-    for line in shown.plan.explain(topology, args.model_size, args.compute).splitlines():
+    for line in explain(shown.plan, topology, args).splitlines():
         if not line.startswith("    ") and "auto weighs" not in line:  # which stands in the table
             out.print(line, markup=False)
     out.print("\n[bold]who averages with whom[/]")
@@ -89,7 +90,7 @@ def _candidate_table(
             f"{kind} *" if is_shown else kind,
             format_seconds(args.compute + cost.sync_s),
             format_seconds(cost.sync_s),
-            link_name(topology, cost.busiest, cost.busiest_index, idle=cost.bound_s == 0),
+            escape(link_name(topology, cost.busiest, cost.busiest_index, idle=cost.bound_s == 0)),
             format_bytes(cost.busiest_bytes) if cost.bound_s else "",
             str(candidate.plan.period),
             str(candidate.plan.delay or ""),
@@ -166,7 +167,7 @@ def _as_json(
             "rounds": plan.rounds,
             "nic_bytes": nics,
             "uplink_bytes": uplinks,
-            "explanation": plan.explain(topology, args.model_size, args.compute),
+            "explanation": explain(plan, topology, args),
         },
         "candidates": [
             {"kind": kind, "problem": candidate}

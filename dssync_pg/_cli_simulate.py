@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ._cli_common import add_plot_note, console, find_topology, link_name, make_plan, new_table, print_cluster, print_json
@@ -164,7 +165,7 @@ def _print(args: argparse.Namespace, topology: Topology, source: str, results: d
             format_seconds(simulation.quantile(0.95)),
             format_seconds(simulation.mean_sync),
             format_seconds(simulation.mean_wait),
-            link_name(topology, simulation.busiest, simulation.busiest_index, idle=simulation.busiest_use == 0),
+            escape(link_name(topology, simulation.busiest, simulation.busiest_index, idle=simulation.busiest_use == 0)),
             f"{100 * simulation.busiest_use:.0f} %" if simulation.busiest_use else "",
             f"{reference / simulation.mean_step:.2f}x" if simulation.mean_step > 0 else "",
             style="bold" if simulation.mean_step == fastest else "",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from . import _C
+from ._layout import MIN_STRIPE_BYTES
 from ._units import format_rate
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 0.1 or seconds == 0 else f"{seconds * 1e3:.3g} ms"
 
 
-def describe(plan: Plan) -> list[str]:
+def describe(plan: Plan, model_bytes: int) -> list[str]:
     """What is said without a topology."""
     lines = [f"{plan.kind} plan for {_count(plan.world_size, 'worker')}" + _in_racks(plan)]
     crossings = sum(map(plan.is_crossing, range(plan.period)))
@@ -42,19 +44,20 @@ def describe(plan: Plan) -> list[str]:
     if plan.kind == "hybrid":
         lines.append("gradients are averaged exactly inside racks besides, which is not counted here")
     if crossings:
-        lines.append(f"of the {plan.stripe_count} stripes of a step one crosses; {_delay(plan)}")
+        lines.append(f"{_crossing_stripes(plan, model_bytes)}; {_delay(plan)}")
     lines.append(f"contraction: {_contraction(plan.contraction)}")
     lines.append(f"longest wait for a global average: {_wait(plan.longest_wait)}")
     return lines
 
 
-def explain(plan: Plan, topology: Topology | None, model_bytes: int, compute_s: float) -> str:
-    lines = describe(plan)
+def explain(plan: Plan, topology: Topology | None, model_bytes: int, compute_s: float, candidates: dict[str, Plan]) -> str:
+    """candidates: what "auto" weighs on the topology, by kind."""
+    lines = describe(plan, model_bytes)
     if topology is not None:
         cost = plan.cost(topology, model_bytes, compute_s)
         lines[-2] = f"contraction: {_contraction(cost.contraction)}"
         lines[2:2] = _time(plan, cost, topology, model_bytes, compute_s)
-        lines += _beside(plan, cost, topology, model_bytes, compute_s)
+        lines += _beside(plan, cost, topology, model_bytes, compute_s, candidates)
     return "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])
 
 
@@ -85,10 +88,12 @@ def link_name(cost: Cost, topology: Topology) -> tuple[str, float]:
     return f"memory of host {host.name}", topology.memory.rate
 
 
-def _beside(plan: Plan, cost: Cost, topology: Topology, model_bytes: int, compute_s: float) -> list[str]:
+def _beside(
+    plan: Plan, cost: Cost, topology: Topology, model_bytes: int, compute_s: float, candidates: dict[str, Plan]
+) -> list[str]:
     """Each kind that "auto" weighs, and how this plan stands among them."""
     costs = {plan.kind: cost}
-    for kind, other in plan.candidates(topology, model_bytes=model_bytes, compute_s=compute_s, seed=plan.seed).items():
+    for kind, other in candidates.items():
         costs.setdefault(kind, other.cost(topology, model_bytes, compute_s))
     lines = ["what auto weighs, and this plan:"]
     for kind, of in sorted(costs.items(), key=lambda item: item[1].sync_s):
@@ -105,7 +110,9 @@ def _verdict(plan: Plan, costs: dict[str, Cost], compute_s: float) -> str:
     best = min(steps, key=lambda kind: steps[kind])
     if plan.kind == best:
         others = sorted(step for kind, step in steps.items() if kind != best)
-        margin = f": {others[0] / steps[best]:.3g} times as fast as the next" if others and steps[best] else ""
+        margin = (
+            f": {others[0] / steps[best]:.3g} times as fast as the next" if others and others[0] > 1.01 * steps[best] > 0 else ""
+        )
         return f"{plan.kind} has the shortest step{margin}"
     share = steps[plan.kind] / steps[best] - 1 if steps[best] else math.inf
     if steps[plan.kind] > NEARLY * steps[best]:
@@ -120,6 +127,17 @@ def _in_racks(plan: Plan) -> str:
 
 def _crossings(count: int) -> str:
     return f"{count} average{'s' if count == 1 else ''} whole racks with each other"
+
+
+def _crossing_stripes(plan: Plan, model_bytes: int) -> str:
+    """A model may be too small for as many stripes as the plan is made for: then some steps cross nothing."""
+    count = _C.stripe_count(model_bytes, plan.stripe_count, MIN_STRIPE_BYTES)
+    period = range(plan.period)
+    steps = sum(any(plan.is_crossing(plan.round_at(step, stripe)) for stripe in range(count)) for step in period)
+    when = f" in {steps} of {plan.period} steps" if steps < plan.period else ""
+    if count == 1:
+        return f"so small a model is one stripe, which crosses{when}"
+    return f"of the {count} stripes of a step one crosses{when}"
 
 
 def _delay(plan: Plan) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from . import _C, _explain
 
@@ -16,6 +18,8 @@ _SHOWN_WIDTH = 100
 
 
 _MODEL_BYTES = 32 << 20
+_MOST_WORKERS = 1 << 24  # as csrc/include/dssync.h has them
+_MOST_ROUNDS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ class Plan:
         is the worst case. delay: steps until the correction of a crossing is applied; "auto": the fewest that hide it.
         Raises ValueError when there is no such plan for this world size, or it would never mix all ranks.
         """
+        if not 0 <= compute_s < math.inf:
+            raise ValueError(f"compute_s is {compute_s!r}, expected seconds, 0 or more")
         if world_size is None:
             if topology is None:
                 raise ValueError("a plan needs a world_size or a topology")
@@ -105,14 +111,14 @@ class Plan:
         return cls(
             _C.Plan.create(
                 plan,
-                world_size,
-                0 if group_size == "auto" else int(group_size),
-                max_period,
-                seed,
+                _whole("world_size", world_size, 1, _MOST_WORKERS),
+                0 if group_size == "auto" else _whole("group_size", group_size, 1, _MOST_WORKERS, '"auto" or '),
+                _whole("max_period", max_period, 1, _MOST_ROUNDS),
+                _whole("seed", seed, 0, (1 << 64) - 1),
                 None if topology is None else topology.core,
-                model_bytes,
+                max(1, _whole("model_bytes", model_bytes, 0, (1 << 60) - 1)),  # 0 would be the core's default
                 compute_s,
-                None if delay == "auto" else int(delay),
+                None if delay == "auto" else _whole("delay", delay, 0, _MOST_ROUNDS, '"auto" or '),
             )
         )
 
@@ -129,36 +135,33 @@ class Plan:
         delay: int | str = "auto",
     ) -> dict[str, Plan]:
         """The plans that "auto" weighs, by kind, as far as they exist for this topology; parameters as of `create`."""
-        flat = cls.create(topology.world_size, "auto", group_size, max_period, seed)
-        plans = {"exact": cls.create(topology.world_size, "exact"), flat.kind: flat}
-        kinds = ("leaders", "striped") if 1 < len(topology.racks) < topology.world_size else ()
-        for kind in kinds:  # where every rack is one worker, they are exact or average nobody between crossings
+        parameters: dict[str, Any] = {"topology": topology, "model_bytes": model_bytes, "compute_s": compute_s, "delay": delay}
+        wanted: list[tuple[str, dict[str, Any]]] = [("auto", {})]  # without a topology: grid or random
+        if 1 < len(topology.racks) < topology.world_size:  # where every rack is one worker, they are exact or average nobody
+            wanted += [("leaders", parameters), ("striped", parameters)]
+        plans = {"exact": cls.create(topology.world_size, "exact")}
+        for kind, more in wanted:
             try:
-                plans[kind] = cls.create(
-                    None,
-                    kind,
-                    group_size,
-                    max_period,
-                    seed,
-                    topology=topology,
-                    model_bytes=model_bytes,
-                    compute_s=compute_s,
-                    delay=delay,
-                )
+                plan = cls.create(topology.world_size, kind, group_size, max_period, seed, **more)
             except ValueError:  # none within max_period
                 continue
+            plans[plan.kind] = plan
         return plans
 
     @classmethod
-    def from_rounds(cls, rounds: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Plan:
+    def from_rounds(cls, rounds: Iterable[Iterable[Iterable[int]]], seed: int = 0) -> Plan:
         """A plan by hand: `rounds[r]` lists the groups of round r, as in [[[0, 1], [2, 3]], [[0, 3], [1, 2]]].
 
         Raises ValueError when a rank stands in no group of a round or in two, or when the rounds together never mix all ranks.
         """
-        if not rounds or not rounds[0]:
+        checked = [
+            [[_whole(f"a rank of round {index}", rank, 0, _MOST_WORKERS - 1) for rank in group] for group in groups]
+            for index, groups in enumerate(rounds)
+        ]
+        if not checked or not checked[0]:
             raise ValueError("a plan needs at least one round with at least one group")
-        world_size = max((rank for groups in rounds for group in groups for rank in group), default=-1) + 1
-        return cls(_C.Plan.explicit(world_size, rounds, seed))
+        world_size = max((rank for groups in checked for group in groups for rank in group), default=-1) + 1
+        return cls(_C.Plan.explicit(world_size, checked, _whole("seed", seed, 0, (1 << 64) - 1)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
@@ -261,9 +264,26 @@ class Plan:
         """
         return self.core.link_bytes(topology.core, model_bytes, round)
 
-    def explain(self, topology: Topology | None = None, model_bytes: int = _MODEL_BYTES, compute_s: float = 0.0) -> str:
-        """Several lines for people: what the plan does; with a topology also what a step costs and what "auto" weighs beside it."""
-        return _explain.explain(self, topology, model_bytes, compute_s)
+    def explain(
+        self,
+        topology: Topology | None = None,
+        model_bytes: int = _MODEL_BYTES,
+        compute_s: float = 0.0,
+        *,
+        group_size: int | str = "auto",
+        max_period: int = 8,
+        delay: int | str = "auto",
+    ) -> str:
+        """Several lines for people: what the plan does; with a topology also what a step costs and what "auto" weighs beside it.
+
+        group_size, max_period, delay: as "auto" is given them, see `create`.
+        """
+        candidates = {}
+        if topology is not None:
+            candidates = self.candidates(
+                topology, group_size, max_period, self.seed, model_bytes=model_bytes, compute_s=compute_s, delay=delay
+            )
+        return _explain.explain(self, topology, model_bytes, compute_s, candidates)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.core.hash == other.core.hash and self.to_bytes() == other.to_bytes()
@@ -305,3 +325,14 @@ def _groups_line(groups: list[list[int]]) -> str:
             return f"{line} and {len(groups) - index} more groups"
         line += (" " if line else "") + text
     return line
+
+
+def _whole(name: str, value: object, least: int, most: int, or_word: str = "") -> int:
+    """Raises ValueError for what is no integer from `least` to `most`; the extension's own error would show a signature."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {value!r}, expected {or_word}an integer from {least} to {most}")
+    return number

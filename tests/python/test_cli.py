@@ -103,6 +103,26 @@ def test_kinds_that_cannot_be_are_told_with_the_reason(said: Callable[..., str],
     assert "no striped plan: " in said("plan", "--hosts", "7")
 
 
+def test_why_is_told_beside_what_auto_weighs_with_the_same_options(said: Callable[..., str], as_json: Callable[..., Any]) -> None:
+    for options, kind in ([], "striped"), (["--max-period", "1"], "exact"), (["--group-size", "8", "--delay", "0"], "striped"):
+        told = as_json("plan", *BED, *options)
+        weighed = {each["kind"]: each["step_s"] for each in told["candidates"] if "step_s" in each and each["kind"] != "hybrid"}
+        assert told["plan"]["kind"] == kind == min(weighed, key=lambda each: weighed[each])
+        assert f"{kind} has the shortest step" in told["plan"]["explanation"]
+        assert f"{kind} has the shortest step" in said("plan", *BED, *options)
+
+
+@pytest.mark.parametrize("name", ["a[/b]", "[red]", "row[2]"])
+def test_names_are_no_markup(said: Callable[..., str], tmp_path: Path, name: str) -> None:
+    path = tmp_path / "[bold].toml"
+    racks = "".join(f'[[rack]]\nname = "{name}{index}"\nuplink = "10 Mbit/s"\n[[rack.host]]\ncount = 2\n' for index in range(2))
+    path.write_text(f'nic = "1 Gbit/s"\n{racks}')
+    for command in ["plan"], ["simulate", "--steps", "2"]:
+        text = said(*command, str(path))
+        assert f"uplink of {name}0" in text
+        assert "[bold].toml" in text
+
+
 def test_racks_of_different_sizes_and_several_workers_a_host(as_json: Callable[..., Any]) -> None:
     told = as_json("plan", "--hosts", "3,1", "--workers", "2", "--nic", "10Gbit", "--uplink", "1e9")
     assert told["topology"]["racks"] == [[0, 1, 2, 3, 4, 5], [6, 7]]

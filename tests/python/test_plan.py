@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 from math import isnan, prod
 
 import numpy as np
@@ -148,6 +149,56 @@ def test_the_gate_refuses_exactly_what_never_mixes(case):
 def test_what_is_no_partition_is_refused(rounds):
     with pytest.raises((ValueError, TypeError), match=r".+"):
         Plan.from_rounds(rounds)
+
+
+@pytest.mark.parametrize("rank", [-1, 2**32 - 1, 2**64, 0.0, "0", None])
+def test_ranks_that_are_none_are_refused(rank):
+    with pytest.raises(ValueError, match=rf"a rank of round 1 is {re.escape(repr(rank))}, expected an integer from 0 to"):
+        Plan.from_rounds([[[0, 1]], [[0, 1, rank]]])
+
+
+def test_rounds_may_be_generators():
+    rounds = [[[0, 1], [2, 3]], [[0, 3], [1, 2]]]
+    assert Plan.from_rounds(((member for member in group) for group in groups) for groups in rounds).rounds == rounds
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("world_size", 0),
+        ("world_size", 2.0),
+        ("group_size", -1),
+        ("group_size", "many"),
+        ("max_period", -1),
+        ("max_period", 0),
+        ("max_period", 1 << 40),
+        ("delay", -1),
+        ("delay", 1.5),
+        ("seed", -1),
+        ("model_bytes", -1),
+        ("compute_s", -1.0),
+        ("compute_s", float("nan")),
+    ],
+)
+def test_parameters_that_cannot_be_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"{name} is {re.escape(repr(value))}, expected"):
+        Plan.create(**{"world_size": 8, name: value})
+
+
+def test_no_bytes_are_not_the_default():
+    assert Plan.create(topology=BED, model_bytes=0) == Plan.create(topology=BED, model_bytes=1) != Plan.create(topology=BED)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1 << 20, "so small a model is one stripe, which crosses in 1 of 6 steps"),
+        (3 << 20, "of the 3 stripes of a step one crosses in 3 of 6 steps"),
+        (32 << 20, "of the 6 stripes of a step one crosses;"),
+    ],
+)
+def test_stripes_that_cross(size, text):
+    assert text in Plan.create(plan="striped", topology=BED, model_bytes=size).explain(BED, size)
 
 
 @pytest.mark.parametrize("factors", [(2, 2), (2, 2, 2), (3, 3), (2, 3), (5, 5), (4, 8), (2, 2, 3)])
