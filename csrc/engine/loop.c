@@ -160,9 +160,10 @@ static bool arm_all(dss_engine_t *engine) {
 }
 
 /* What cannot be used yet is copied aside: values of another operation, which somebody waits for, may lie behind it. With a single
- * operation under way that cannot be, and it may stay where it is unless the peer waits for its room. */
+ * operation under way that cannot be, and it may stay where it is unless the peer waits for its room, or was asked: the answer
+ * lies behind it. */
 static bool unstall_all(dss_engine_t *engine) {
-    const bool single = engine->operations && !engine->operations->next;
+    const bool single = engine->operations && !engine->operations->next && !engine->operations->asked;
     bool moved = false;
     for (uint32_t i = engine->ready_count; i-- > 0;) { /* backwards: a lost peer's place is taken by the last */
         dss_peer_t *peer = &engine->peers[engine->ready[i]];
