@@ -227,7 +227,7 @@ class ProcessGroupDssync(Backend):
         averager: Averager | None,  # None: every call is exact
         min_bytes: int,
         on_first_average: Callable[[str], None],  # one INFO line, called once
-        on_shutdown: Callable[[], None],  # called once, before anything is taken down
+        on_shutdown: Callable[[bool], None],  # (abort) called once, before anything is taken down; with abort it must not wait
         label: str,  # "default group", "group 3": for errors
         timeout: timedelta,
     ) -> None: ...

@@ -241,10 +241,10 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
 
     itself: list[_C.ProcessGroupDssync] = []  # emptied by forget(), which the backend holds: no cycle is left behind
 
-    def forget() -> None:
+    def forget(abort: bool) -> None:
         try:
             if group is not None:
-                _close(group)
+                _close(group, abort)
         finally:
             _open.discard(itself.pop())
 
@@ -272,15 +272,15 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     return backend
 
 
-def _close(group: Group) -> None:
-    """The group is being shut down: training lets go of it while its connections still stand."""
+def _close(group: Group, abort: bool) -> None:
+    """The group is being shut down: training lets go of it while its connections still stand; with `abort`, without a wait."""
     from . import training
 
     try:
-        training.disable(group)
+        training.disable(group, abort)
     finally:
         if group._rack_averager is not None:
-            group._rack_averager.shutdown()
+            group._rack_averager.shutdown(abort=abort)
         live.remove(group)
         group.backend = None
         group.engine = None

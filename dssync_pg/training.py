@@ -326,8 +326,11 @@ def _announce(sync: Sync, where: str) -> None:
     )
 
 
-def release(sync: Sync) -> None:
-    """Takes every hook of `sync` off; DDP's communication hook, which stays, all-reduces gradients exactly from now on."""
+def release(sync: Sync, abort: bool = False) -> None:
+    """Takes every hook of `sync` off; DDP's communication hook, which stays, all-reduces gradients exactly from now on.
+
+    abort: what is under way is given up, not waited for.
+    """
     for handle in _hooks_of.pop(sync, []):
         handle.remove()
     module = sync.module
@@ -343,7 +346,7 @@ def release(sync: Sync) -> None:
             module.parameters_to_ignore = set(module.parameters_to_ignore) - binding.ignored_buffers
             binding.ignored_buffers = set()
             module._assign_modules_buffers()
-    sync.close()
+    sync.close(abort)
     _sync.refresh_gate()
 
 
@@ -678,15 +681,15 @@ def enable(group: Group) -> None:
             setattr(DDP, name, _wrapped[name])
 
 
-def disable(group: Group) -> None:
-    """`group` is being destroyed: what is due is launched (unless an exception is on its way), every hook comes off."""
+def disable(group: Group, abort: bool) -> None:
+    """`group` is being destroyed: what is due is launched (unless it is aborted or an exception is on its way), hooks come off."""
     syncs = [sync for sync in _sync.live() if sync._group is group]
     try:
-        if sys.exc_info()[0] is None:
+        if not abort and sys.exc_info()[0] is None:
             _sync.launch_due(syncs, "destroy")
     finally:
         for sync in syncs:
-            release(sync)
+            release(sync, abort)
         if group in _groups:
             _groups.remove(group)
         if not _groups:

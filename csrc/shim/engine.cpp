@@ -155,6 +155,7 @@ std::optional<dss_dtype_t> engineDtype(at::ScalarType dtype) {
     case at::kChar:
         return DSS_INT8;
     case at::kByte:
+    case at::kBool: // a byte, 0 or 1; see engineReduction()
         return DSS_UINT8;
     case at::kInt:
         return DSS_INT32;
@@ -165,20 +166,20 @@ std::optional<dss_dtype_t> engineDtype(at::ScalarType dtype) {
     }
 }
 
-std::optional<dss_reduction_t> engineReduction(const c10d::ReduceOp &op) {
+std::optional<dss_reduction_t> engineReduction(const c10d::ReduceOp &op, bool ofBools) {
     switch (op.op_) {
     case c10d::ReduceOp::SUM:
-        return DSS_SUM;
+        return ofBools ? DSS_MAX : DSS_SUM; // True and True are not to become 2
     case c10d::ReduceOp::PRODUCT:
-        return DSS_PRODUCT;
+        return ofBools ? DSS_MIN : DSS_PRODUCT;
     case c10d::ReduceOp::MIN:
         return DSS_MIN;
     case c10d::ReduceOp::MAX:
         return DSS_MAX;
     case c10d::ReduceOp::BAND:
-        return DSS_BAND;
+        return ofBools ? DSS_MIN : DSS_BAND;
     case c10d::ReduceOp::BOR:
-        return DSS_BOR;
+        return ofBools ? DSS_MAX : DSS_BOR;
     case c10d::ReduceOp::BXOR:
         return DSS_BXOR;
     default:

@@ -34,9 +34,10 @@ struct EngineOptions {
     c10::intrusive_ptr<c10d::Store> store; // a connection of its own, for failures
 };
 
-// The engine's number of a dtype, if it takes it; the integers too.
+// The engine's number of a dtype, if it takes it; the integers too, and bools as bytes.
 std::optional<dss_dtype_t> engineDtype(at::ScalarType dtype);
-std::optional<dss_reduction_t> engineReduction(const c10d::ReduceOp &op);
+// ofBools: what gives the same truth values, and only 0 and 1.
+std::optional<dss_reduction_t> engineReduction(const c10d::ReduceOp &op, bool ofBools);
 
 // What is reduced together: contiguous host tensors of one dtype, seen as one flat vector.
 struct EngineOperation {

@@ -117,7 +117,7 @@ void ProcessGroupDssync::close(bool announce, bool abort) {
     std::exception_ptr error;
     if (announce && onShutdown) {
         try {
-            (*onShutdown)(); // may launch and run collectives: all is still up
+            (*onShutdown)(abort); // may launch and run collectives: all is still up
         } catch (...) {
             error = std::current_exception(); // the group comes down all the same
         }
@@ -300,9 +300,23 @@ ProcessGroupDssync::WorkPtr ProcessGroupDssync::start(Call call) {
 namespace {
 const uint64_t kExactChannel = dss_hash("exact", 5, 0);
 
-bool isEngineTensor(const at::Tensor &tensor, dss_reduction_t reduction, dss_dtype_t dtype) {
-    return tensor.layout() == at::kStrided && engineDtype(tensor.scalar_type()) == dtype &&
-           dss_reduction_takes(reduction, dtype) != 0;
+bool isEngineTensor(const at::Tensor &tensor, dss_reduction_t reduction, at::ScalarType dtype) {
+    return tensor.layout() == at::kStrided && tensor.scalar_type() == dtype &&
+           dss_reduction_takes(reduction, *engineDtype(dtype)) != 0;
+}
+
+// What must be alike on all ranks for element to meet element: tensors travel in the order of their memory. Shapes may differ.
+uint64_t layoutOf(const Tensors &hosts) {
+    std::vector<int64_t> words;
+    for (const auto &host : hosts) {
+        words.insert(words.end(), {static_cast<int64_t>(host.scalar_type()), host.numel()});
+        for (int64_t i = 0; i < host.dim() && !host.is_contiguous(); ++i) {
+            if (host.size(i) != 1) { // else its stride means nothing
+                words.insert(words.end(), {host.size(i), host.stride(i)});
+            }
+        }
+    }
+    return dss_hash(words.data(), words.size() * sizeof(int64_t), 0);
 }
 } // namespace
 
@@ -310,13 +324,13 @@ std::optional<ProcessGroupDssync::Call> ProcessGroupDssync::nativeCall(const Ope
                                                                        const Tensors &tensors, const c10d::ReduceOp &op,
                                                                        std::chrono::milliseconds timeout, bool willWait) {
     const bool average = isAverage(op);
-    const auto reduction = average ? std::optional(DSS_SUM) : engineReduction(op);
-    const auto dtype = tensors.empty() ? std::optional(DSS_UINT8) : engineDtype(tensors.front().scalar_type());
-    if (!reduction || !dtype || (average && !coreDtype(tensors.front().scalar_type()))) {
+    const auto dtype = tensors.empty() ? at::kByte : tensors.front().scalar_type();
+    const auto reduction = average ? std::optional(DSS_SUM) : engineReduction(op, dtype == at::kBool);
+    if (!reduction || !engineDtype(dtype) || (average && !coreDtype(dtype))) {
         return std::nullopt;
     }
     for (const auto &tensor : tensors) {
-        if (!isEngineTensor(tensor, *reduction, *dtype)) {
+        if (!isEngineTensor(tensor, *reduction, dtype)) {
             return std::nullopt;
         }
     }
@@ -344,6 +358,7 @@ std::optional<ProcessGroupDssync::Call> ProcessGroupDssync::nativeCall(const Ope
     call.native.members.resize(getSize());
     std::iota(call.native.members.begin(), call.native.members.end(), 0);
     call.native.tensors = staging->inOut(tensors);
+    call.native.layout = layoutOf(call.native.tensors);
     return call;
 }
 

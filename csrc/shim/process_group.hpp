@@ -25,7 +25,7 @@ struct ProcessGroupOptions {
     std::shared_ptr<Averager> averager; // null: every call is exact
     int64_t minBytes;                   // smallest tensor that is averaged in groups
     std::shared_ptr<const PythonCallback> onFirstAverage;
-    std::shared_ptr<const PythonCallback> onShutdown;
+    std::shared_ptr<const PythonCallback> onShutdown; // (abort: whether nothing may be waited for)
     std::string label;
     std::chrono::milliseconds timeout;
 };

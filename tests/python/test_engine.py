@@ -136,6 +136,8 @@ def is_same(expected: Tensor | str, got: Tensor | str) -> bool:
     if expected.dtype in FLOATS or expected.is_complex():
         rough = 2e-2 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-5  # Gloo rounds after each addition
         return torch.allclose(expected, got, rtol=rough, atol=rough)
+    if expected.dtype == torch.bool:  # Gloo adds them as bytes: a True of its sums may be 2, ours never
+        return torch.equal(expected.view(torch.uint8) != 0, got) and bool((got.view(torch.uint8) < 2).all())
     return torch.equal(expected, got)
 
 
@@ -210,6 +212,56 @@ def many_in_flight(rank: int, size: int) -> bool:
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_many_in_flight_waited_for_in_reverse(transport):
     assert run_ranks(3, many_in_flight, env={"DSSYNC_TRANSPORT": transport}) == [True] * 3
+
+
+def ones(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.ones(count, dtype=dtype)]
+
+
+CHANNELS_LAST = [torch.ones(2, 3, 1, 4).contiguous(memory_format=torch.channels_last)]
+
+
+def matches(rank: int, size: int, by_rank: list[list[Tensor]]) -> str:
+    tensors, store, text = by_rank[rank], default_store(), ""
+    try:
+        if len(tensors) > 1:
+            dist.all_reduce_coalesced(tensors)
+        else:
+            dist.all_reduce(tensors[0], op=ReduceOp.MAX)
+    except dist.DistBackendError as error:
+        text = str(error)
+    store.set(f"over/{rank}", "1")
+    store.wait([f"over/{other}" for other in range(size)])  # nobody's end is another's error
+    return text
+
+
+@pytest.mark.parametrize(
+    ("mine", "part"),
+    [
+        ([ones(3, torch.bool), ones(300_000, torch.bool)], "max of 300000 x uint8"),
+        ([ones(3000, torch.bool), ones(3000)], "max of 3000 x float32"),
+        ([ones(3000, torch.bool), ones(3000, torch.uint8)], "the sizes"),
+        ([ones(3) + ones(5), ones(5) + ones(3)], "the sizes"),
+        ([ones(3) + ones(5), ones(3) + ones(2) + ones(3)], "the sizes"),
+        ([[torch.ones(2, 3, 1, 4)], CHANNELS_LAST], "the sizes"),
+    ],
+)
+def test_other_dtypes_sizes_or_orders_in_memory_are_an_error_on_every_rank(mine, part):
+    for text in run_ranks(2, matches, mine, pg_timeout=60, timeout=30):
+        assert "the ranks did not call the same thing: rank " in text and part in text
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        [ones(6), [torch.ones(2, 3)]],
+        [ones(3) + ones(5), [torch.ones(3, 1), torch.ones(1, 5)]],
+        [CHANNELS_LAST] * 2,
+        [[torch.ones(3, 1).t()], [torch.ones(1, 3)]],
+    ],
+)
+def test_other_shapes_of_as_many_elements_in_one_order_match(mine):
+    assert run_ranks(2, matches, mine) == ["", ""]
 
 
 def coalesced(rank: int, size: int) -> tuple[list[list[float]], list[float]]:

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import die, rank_store, run_ranks, run_script
+from torch.nn.parallel import DistributedDataParallel
 
-from dssync_pg import Options, _backend, exact
+from dssync_pg import Options, _backend, exact, get_syncs
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -224,3 +225,27 @@ dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
         )
     else:
         assert "A peer ended or lost its connection" in outcomes[0].output
+
+
+def aborts_before_its_average(rank, world_size):
+    model = DistributedDataParallel(torch.nn.Linear(50, 50))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(torch.ones(2, 50)).sum().backward()
+        optimizer.step()
+    (sync,) = get_syncs(model)
+    model(torch.ones(2, 50)).sum().backward()  # an average is due, and rank 1 does not come
+    store = rank_store()
+    if rank == 1:
+        store.wait(["aborted"])
+    start = time.monotonic()
+    dist.distributed_c10d._abort_process_group()
+    seconds = time.monotonic() - start
+    store.set("aborted", "1")
+    return seconds, sync.step
+
+
+def test_abort_does_not_launch_what_is_due():
+    for seconds, step in run_ranks(2, aborts_before_its_average, pg_timeout=60):
+        assert seconds < 10
+        assert step == 2

@@ -21,7 +21,7 @@ from dssync_pg._native import make_engine
 pytestmark = pytest.mark.usefixtures("engine")
 
 
-def make_group(rank, size, gate=None, averager=None, on_shutdown=lambda: None, seconds=60.0, label="test group"):
+def make_group(rank, size, gate=None, averager=None, on_shutdown=lambda abort: None, seconds=60.0, label="test group"):
     """A bare backend, without what dssync_pg/_backend.py adds."""
     timeout = timedelta(seconds=seconds)
     inner = dist.ProcessGroupGloo(PrefixStore("inner", rank_store()), rank, size, timeout)
@@ -254,7 +254,7 @@ def test_a_time_out_says_what_to_look_for(engine):
         assert "phase start: timed out after 2.0 s: rank 1 (" in text and "has not launched all_reduce call 0" in text
     else:
         assert "phase transfer: " in text
-    assert "imed out" in text and "took another branch; `timeout=`" in text
+    assert "imed out" in text and "took another branch; the timeout of the process group (`timeout=`)" in text
 
 
 # ---- the gate --------------------------------------------------------------------------------------------------------------
@@ -353,7 +353,8 @@ def test_an_error_in_the_gate_keeps_its_type():
 def shut_down(rank, size):
     calls = []
 
-    def on_shutdown():
+    def on_shutdown(abort):
+        assert not abort
         calls.append(pg.allreduce([torch.ones(1)]).wait())  # the group still works
 
     pg = make_group(rank, size, on_shutdown=on_shutdown)
