@@ -27,7 +27,7 @@ from . import _C
 from ._agreement import agree_on_options, agree_on_plan, exchange, meeting_place
 from ._contention import Contention, Judge
 from ._contention import place as contention_place
-from ._native import describe_engine, host_of, make_engine
+from ._native import describe_engine, gloo_devices, host_of, make_engine
 from ._topology_source import find as find_topology
 from .options import Options
 from .plan import Plan
@@ -399,7 +399,12 @@ def _options_from(pg_options: Any) -> Options | Exception:
 
 
 def _make_gloo(store: Store, rank: int, world_size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
-    return dist.ProcessGroupGloo(store, rank, world_size, timeout)
+    devices = gloo_devices()
+    if not devices:
+        return dist.ProcessGroupGloo(store, rank, world_size, timeout)
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices, options._threads, options._timeout = devices, 2 * len(devices), timeout
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
 
 
 def _own_connection(store: Store) -> Store:

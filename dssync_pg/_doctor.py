@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from ._cli_common import console, new_table, print_json, topology_variable
+from .options import variable
 
 Verdict = Literal["ok", "note", "wrong"]
 
@@ -165,7 +166,7 @@ def _native_problem(transport: str) -> str:
 
     from . import _C
 
-    interfaces = os.environ.get("DSSYNC_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME") or ""
+    interfaces = variable("DSSYNC_SOCKET_IFNAME") or variable("GLOO_SOCKET_IFNAME")
     reach = os.environ.get("MASTER_ADDR", "")
     try:
         _C.Engine(0, 1, transport, interfaces, reach, HashStore(), lambda mine: [mine])
@@ -249,13 +250,13 @@ def _check_interfaces() -> Iterator[Finding]:
 
 def _used_interface(addresses: dict[str, list[str]]) -> tuple[str | None, str, str]:
     """The interface, why that one, and what is wrong instead."""
-    for variable in ("DSSYNC_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-        named = os.environ.get(variable)
+    for key in ("DSSYNC_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        named = variable(key)
         if named:
             usable = [name for name in named.split(",") if addresses.get(name)]
             if usable:
-                return usable[0], f"{variable}={named}", ""
-            return None, "", f"{variable}={named} names no interface of this machine that has an address"
+                return usable[0], f"{key}={named}", ""
+            return None, "", f"{key}={named} names no interface of this machine that has an address"
     target = os.environ.get("MASTER_ADDR") or "192.0.2.1"  # a documentation address: where the default route leads
     try:
         family, *_, sockaddr = socket.getaddrinfo(target, _MASTER_PORT, type=socket.SOCK_DGRAM)[0]
@@ -273,7 +274,7 @@ def _used_interface(addresses: dict[str, list[str]]) -> tuple[str | None, str, s
 def _check_host_name() -> Iterator[Finding]:
     """Gloo, which carries what the native engine does not, listens where the host's name leads unless it is told an interface."""
     name = socket.gethostname()
-    told = os.environ.get("GLOO_SOCKET_IFNAME")
+    told = variable("DSSYNC_SOCKET_IFNAME") or variable("GLOO_SOCKET_IFNAME")
     try:
         address = socket.gethostbyname(name)
     except OSError as error:

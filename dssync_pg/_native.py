@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import socket
 from datetime import timedelta
+from typing import Any
 
+import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from . import _C
 from ._agreement import exchange, meeting_place
+from .options import variable
+
+logger = logging.getLogger("dssync_pg")
 
 _EXCHANGES = 2
 """That an engine makes while it is created."""
@@ -46,7 +52,7 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
         return answers
 
     engine, problem = None, None
-    interfaces = os.environ.get("DSSYNC_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME") or ""
+    interfaces = variable("DSSYNC_SOCKET_IFNAME") or variable("GLOO_SOCKET_IFNAME")
     try:
         engine = _C.Engine(rank, world_size, transport, interfaces, host_of(store), store, allgather)
     except RuntimeError as error:
@@ -60,6 +66,18 @@ def make_engine(store: Store, rank: int, world_size: int, timeout: timedelta, la
     if engine is not None and all(text is None for text in problems):
         return engine
     return "; ".join([f"rank {at}: {text}" for at, text in enumerate(problems) if text][:4])
+
+
+def gloo_devices() -> list[Any]:
+    """What Gloo is to listen on because DSSYNC_SOCKET_IFNAME names it; empty: Gloo chooses, GLOO_SOCKET_IFNAME wins."""
+    present = {name for _, name in socket.if_nameindex()}
+    named = [name for name in variable("DSSYNC_SOCKET_IFNAME").split(",") if name in present]
+    for name in named if not variable("GLOO_SOCKET_IFNAME") else []:
+        try:
+            return [dist.ProcessGroupGloo.create_device(interface=name)]
+        except RuntimeError as error:
+            logger.warning("dssync: Gloo cannot listen on %s, named by DSSYNC_SOCKET_IFNAME: %s", name, error)
+    return []
 
 
 def host_of(store: Store) -> str:

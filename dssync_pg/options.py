@@ -186,6 +186,11 @@ def _resolve(name: str, field: _Field, argument: Any) -> Value:
         raise ValueError(f"dssync: {variable}={text!r} in the environment: must be {field.allowed}") from None
 
 
+def variable(name: str) -> str:
+    """Of the environment, "" if not set. Bytes that are no text come as escapes: these can be passed on, and name nothing."""
+    return os.environ.get(name, "").encode(errors="backslashreplace").decode()
+
+
 def _refuse_unknown_variables() -> None:
     known = [*(_PREFIX + name.upper() for name in _FIELDS), *_NOT_OPTIONS]
     for variable in sorted(os.environ):

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from torch.distributed.distributed_c10d import _get_default_store as default_sto
 
 import dssync_pg
 from dssync_pg import Options
+from dssync_pg._doctor import interface_addresses
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DTYPES = [*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128]
@@ -90,8 +92,9 @@ WITHOUT = [{}, {"DSSYNC_SOCKET_IFNAME": "nosuch0"}, {}]
 """Rank 1 cannot have an engine."""
 
 
-def test_where_one_rank_cannot_have_an_engine_all_fall_back_to_gloo_with_one_warning():
-    outcomes = run_ranks(3, what_is_used, env=WITHOUT, check=False)
+@pytest.mark.parametrize("name", ["nosuch0", os.fsdecode(b"\xff\xfenosuch0")])
+def test_where_one_rank_cannot_have_an_engine_all_fall_back_to_gloo_with_one_warning(name):
+    outcomes = run_ranks(3, what_is_used, env=[{}, {"DSSYNC_SOCKET_IFNAME": name}, {}], check=False)
     for outcome in outcomes:
         assert outcome.ok, outcome
         assert outcome.value == ("gloo", {}, 3.0, 0)
@@ -114,6 +117,32 @@ def test_where_native_was_asked_for_it_is_an_error_on_every_rank(options):
 def test_an_interface_can_be_named(variable):
     env = {variable: "lo", "DSSYNC_TRANSPORT": "tcp", "DSSYNC_ENGINE": "native"}
     assert run_ranks(2, what_is_used, env=env) == [("native", {"tcp": 1}, 1.0, 0)] * 2
+
+
+def listens(rank: int, size: int) -> tuple[set[str], float]:
+    """The IPv4 addresses that this process listens on: Gloo's, as there is no engine and the store is elsewhere."""
+    tensor = torch.full((3000,), float(rank))
+    dist.all_reduce(tensor)  # it can be reached there
+    dist.all_reduce(tensor, op=ReduceOp.AVG)  # by the groups of an average, too
+    links = (os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}"))
+    sockets = {link[8:-1] for link in links if link.startswith("socket:[")}
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    words = [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets]
+    return {socket.inet_ntoa(bytes.fromhex(word)[::-1]) for word in words}, tensor[0].item()
+
+
+@pytest.mark.parametrize("first", ["nosuch0", "lo"])
+def test_gloo_listens_where_the_engine_would(first):
+    """The last interface with an address is not the one that the host's name leads to, or there is only lo."""
+    addresses = {name: own[0] for name, own in interface_addresses().items() if own and ":" not in own[0]}
+    last = list(addresses)[-1]
+    env = {"DSSYNC_SOCKET_IFNAME": f"{first},{last}", "DSSYNC_ENGINE": "gloo"}
+    assert run_ranks(2, listens, env=env) == [({addresses.get(first, addresses[last])}, 1.0)] * 2
+
+
+def test_gloos_own_variable_wins_for_gloo():
+    env = {"DSSYNC_SOCKET_IFNAME": list(interface_addresses())[-1], "GLOO_SOCKET_IFNAME": "lo", "DSSYNC_ENGINE": "gloo"}
+    assert run_ranks(2, listens, env=env) == [({"127.0.0.1"}, 1.0)] * 2
 
 
 # ---- all_reduce against Gloo -----------------------------------------------------------------------------------------------
