@@ -163,6 +163,8 @@ class Options:
         _refuse_unknown_variables()
         for name, field in _FIELDS.items():
             object.__setattr__(self, name, _resolve(name, field, getattr(self, name)))
+        if self.engine == "gloo" and self.transport == "shm":
+            raise ValueError('dssync: engine="gloo" has no transport="shm"; take engine="native", or leave transport at "auto"')
 
     def to_json(self) -> str:
         """All values in one canonical line: equal exactly when the options are."""

@@ -104,9 +104,9 @@ def test_where_one_rank_cannot_have_an_engine_all_fall_back_to_gloo_with_one_war
     assert "rank 1: " in warnings[0] and "nosuch0" in warnings[0]
 
 
-@pytest.mark.parametrize("options", [Options(engine="native"), Options(transport="shm")])
-def test_where_native_was_asked_for_it_is_an_error_on_every_rank(options):
-    outcomes = run_ranks(3, what_is_used, env=WITHOUT, pg_options=options, check=False, timeout=40)
+@pytest.mark.parametrize("named", [{"engine": "native"}, {"transport": "shm"}])
+def test_where_native_was_asked_for_it_is_an_error_on_every_rank(named):
+    outcomes = run_ranks(3, what_is_used, env=WITHOUT, pg_options=Options(**named), check=False, timeout=40)
     texts = {str(outcome.error) for outcome in outcomes}
     assert len(texts) == 1
     text = texts.pop()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 from harness import rank_store, run_ranks
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dssync_pg import _agreement
@@ -98,6 +98,17 @@ def test_impossible_arguments_are_refused_with_what_is_allowed(name, value):
     assert "must be" in text
 
 
+def test_gloo_through_shared_memory_is_refused_with_what_to_do(monkeypatch):
+    text = 'engine="gloo" has no transport="shm"; take engine="native"'
+    with pytest.raises(ValueError, match=text):
+        Options(engine="gloo", transport="shm")
+    monkeypatch.setenv("DSSYNC_ENGINE", "gloo")
+    monkeypatch.setenv("DSSYNC_TRANSPORT", "shm")
+    for outcome in run_ranks(2, rank_only, check=False, timeout=20):
+        assert isinstance(outcome.error, ValueError) and text in str(outcome.error)
+    assert Options(engine="native").transport == "shm"
+
+
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
@@ -172,6 +183,7 @@ def test_numpy_integers_become_plain_ones():
     )
 )
 def test_json_tells_options_apart(values):
+    assume((values.get("engine"), values.get("transport")) != ("gloo", "shm"))
     options = Options(**values)
     assert json.loads(options.to_json()) == {**DEFAULTS, **values}
     assert Options(**json.loads(options.to_json())) == options
