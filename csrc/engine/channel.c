@@ -163,11 +163,25 @@ void dss_operation_fail(dss_operation_t *operation, dss_status_t status, const c
     dss_channel_fail(engine, channel, DSS_ERR_FAILED, told, NULL);
 }
 
-static bool has_launched_another(const dss_member_t *member) {
-    const dss_ahead_t *ahead = member->peer->ahead;
-    while (ahead && ahead->key.channel != member->operation->key.channel)
-        ahead = ahead->next;
-    return ahead != NULL;
+static bool has_members_of(const dss_signature_t *signature, const dss_operation_t *operation) {
+    return signature->member_count == operation->signature.member_count &&
+           signature->members_hash == operation->signature.members_hash;
+}
+
+/* What the peer has launched instead, perhaps; NULL: nothing. On the operation's channel, or else of the same ranks: calls of one
+ * kind may go over another channel than those of another kind, and never meet. */
+static const dss_signature_t *find_another(const dss_member_t *member) {
+    const dss_operation_t *operation = member->operation;
+    const dss_peer_t *peer = member->peer;
+    const dss_signature_t *found = has_members_of(&peer->gave_up, operation) ? &peer->gave_up : NULL;
+    for (const dss_ahead_t *ahead = peer->ahead; ahead; ahead = ahead->next)
+        if (dss_key_related(&ahead->key, &operation->key))
+            continue; /* a stage of the same call */
+        else if (ahead->key.channel == operation->key.channel)
+            return &ahead->signature;
+        else if (has_members_of(&ahead->signature, operation))
+            found = &ahead->signature;
+    return found;
 }
 
 static uint64_t bytes_of(const uint64_t phases[2]) {
@@ -189,6 +203,10 @@ static bool waits_itself(const dss_member_t *member) {
 static void describe_member(const dss_member_t *member, char *text, size_t capacity) {
     const dss_peer_t *peer = member->peer;
     char who[160];
+    char instead[128] = "";
+    const dss_signature_t *another = find_another(member);
+    if (another)
+        dss_signature_describe(another, instead, sizeof instead);
     const size_t used = strlen(text);
     dss_peer_text(peer, who, sizeof who);
     const char *separator = used > 0 ? "; " : "";
@@ -197,9 +215,9 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
                        peer->dial && peer->dial->connected ? "connected, its process does not answer the handshake"
                                                            : "no connection");
     else if (!member->opened)
-        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s%s", separator, who, member->operation->what,
-                       waits_itself(member) ? ", or waits for another rank" : "",
-                       has_launched_another(member) ? " (but another one that this rank has not)" : "");
+        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s%s%s%s", separator, who, member->operation->what,
+                       waits_itself(member) ? ", or waits for another rank" : "", another ? " (but " : "", instead,
+                       another ? ", which this rank has not)" : "");
     else
         (void)snprintf(text + used, capacity - used, "%s%s has stopped%s: %llu of %llu bytes came from it, %llu of %llu were sent",
                        separator, who, waits_itself(member) ? " or waits for another rank" : "",

@@ -243,6 +243,7 @@ struct dss_peer {
     dss_ahead_t *ahead;
     size_t ahead_count;
     size_t ahead_bytes;
+    dss_signature_t gave_up; /* posted by the peer, never by this rank, and failed; no members: nothing was */
 
     /* writing */
     dss_bytes_t control; /* whole frames; go before data */

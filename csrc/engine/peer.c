@@ -460,6 +460,7 @@ void dss_peer_drop_ahead(dss_peer_t *peer, uint64_t channel) {
             continue;
         }
         *at = ahead->next;
+        peer->gave_up = ahead->signature;
         peer->ahead_count--;
         peer->ahead_bytes -= ahead->eager.end;
         if (peer->keeping == ahead)

@@ -679,6 +679,30 @@ static void absent_rank_is_named(void) {
     world_close(&world);
 }
 
+/* Each has launched what the other has not, on a channel of its own: where neither can know, both are told. */
+static void calls_that_never_meet_are_named(void) {
+    float values[2][9];
+    world_t world;
+    world_call_t calls[2];
+    world_open(&world, 2, memory_fabric_create(1));
+    go_on_together(&world, 7);
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        const dss_segment_t segment = {values[rank], 8 + rank};
+        fill(values[rank], 9, rank);
+        dss_operation_params_t params = world_params(&world, &segment);
+        params.kind = rank == 0 ? DSS_OPERATION_ALL_REDUCE : DSS_OPERATION_AVERAGE;
+        params.key.channel = 10 + rank;
+        params.timeout_ns = (uint64_t)300 * 1000000u;
+        world_post(&world, rank, params, &calls[rank]);
+    }
+    for (uint32_t rank = 0; rank < 2; rank++)
+        CHECK_STATUS(world_await(&calls[rank]), DSS_ERR_TIMED_OUT);
+    CHECK_CONTAINS(calls[0].text, "(but average of 9 x float32 over 2 ranks, which this rank has not)");
+    CHECK_CONTAINS(calls[1].text, "(but all_reduce sum of 8 x float32 over 2 ranks, which this rank has not)");
+    go_on_together(&world, 2);
+    world_close(&world);
+}
+
 static void rank_without_an_answer_is_named(void) {
     float values[9];
     world_t world;
@@ -1009,6 +1033,7 @@ int main(void) {
     RUN(disagreements_fail_everywhere);
     RUN(groups_that_differ_fail_everywhere);
     RUN(absent_rank_is_named);
+    RUN(calls_that_never_meet_are_named);
     RUN(rank_without_an_answer_is_named);
     RUN(time_out_needs_no_waiter);
     RUN(cancelled_frame_keeps_its_values);
