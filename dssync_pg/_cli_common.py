@@ -43,6 +43,10 @@ def positive(text: str) -> int:
     return whole(text, 1, 1 << 24)
 
 
+def period(text: str) -> int:
+    return whole(text, 1, 1024)
+
+
 def steps(text: str) -> int:
     return whole(text, 1, 10_000_000)
 

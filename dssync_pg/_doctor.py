@@ -20,10 +20,13 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ._cli_common import console, new_table, print_json, topology_variable
 from .options import variable
+
+if TYPE_CHECKING:
+    from .topology import Topology
 
 Verdict = Literal["ok", "note", "wrong"]
 
@@ -52,7 +55,8 @@ def run_doctor(args: argparse.Namespace) -> int:
     table = new_table(("", "", ""), left=("",))
     table.show_header = False
     for finding in findings:
-        table.add_row(f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]", finding.about, _plain(finding.text, finding.advice))
+        verdict = f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]"
+        table.add_row(verdict, _plain(finding.about, ""), _plain(finding.text, finding.advice))
     out.print(table)
     out.print(f"\n[bold red]{wrong} thing{'s' if wrong > 1 else ''} to mend[/]" if wrong else "\n[green]nothing wrong[/]")
     return 1 if wrong else 0
@@ -303,7 +307,9 @@ def _check_topology() -> Iterator[Finding]:
 
     if path:
         try:
-            yield Finding("topology", "ok", f"{path}: {Topology.load(path).summary()}")
+            topology = Topology.load(path)
+            yield Finding("topology", "ok", f"{path}: {topology.summary()}")
+            yield from _check_plan(topology)
         except TopologyError as error:
             yield Finding("topology", "wrong", str(error), "mend the file, or unset DSSYNC_TOPOLOGY")
     if "SLURM_JOB_ID" in os.environ:
@@ -314,6 +320,25 @@ def _check_topology() -> Iterator[Finding]:
     elif not path:
         text = "no DSSYNC_TOPOLOGY and no Slurm job: a job on several hosts measures its network when it starts"
         yield Finding("topology", "note", text, "with racks behind slow uplinks: dssync probe, or write a topology file")
+
+
+def _check_plan(topology: Topology) -> Iterator[Finding]:
+    """What the options make of it; for averages of 32 MiB, since nothing is known of the model."""
+    from .options import Options
+    from .plan import Plan
+
+    try:
+        options = Options()
+    except (TypeError, ValueError):
+        return  # which is told above
+    try:
+        plan = Plan.create(None, str(options.plan), options.group_size, options.max_period, options.seed, topology=topology)
+        why = plan.explain(topology, group_size=options.group_size, max_period=options.max_period).splitlines()[-1].strip()
+        known = f"; {why}" if plan.cost(topology).bound_s else ""  # without rates no plan takes any time
+        yield Finding("plan", "ok", f"for 32 MiB a step: {plan.summary()}{known}")
+    except ValueError as error:
+        text = str(error).removeprefix("dssync: ")
+        yield Finding("plan", "wrong", f"plan={options.plan}: {text}", "every rank would stop with this error")
 
 
 def _switches() -> str:

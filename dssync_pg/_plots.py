@@ -205,7 +205,8 @@ def _draw_loads(axes: Axes, topology: Topology, plan: Plan, model_bytes: int, st
     axes.set_ylabel("time to send a step's bytes" if timed else "MiB a step")
     axes.margins(y=0.22 if _MOST_LEVEL_LABELS < len(names) <= _MOST_LABELS else 0.1)
     axes.set_title("Load of each link in a step, the busier direction", fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    if axes.get_legend_handles_labels()[0]:  # one worker sends nothing
+        axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
     _strip(axes)
 
 

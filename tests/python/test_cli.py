@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,12 @@ def test_picture_of_a_plan(said: Callable[..., str], tmp_path: Path, cluster: li
     assert is_png(path)
 
 
+def test_picture_of_one_worker_warns_of_nothing(said: Callable[..., str], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        said("plan", "--workers", "1", "--plot", str(tmp_path / "plan.png"))
+
+
 def test_picture_of_step_times(as_json: Callable[..., Any], tmp_path: Path) -> None:
     path, measured = tmp_path / "times.png", tmp_path / "measured.json"
     measured.write_text(
@@ -354,6 +361,17 @@ def test_the_topology_that_would_be_used(
         "text": f"{path}: 6 workers on 6 hosts in 2 racks",
         "advice": "",
     }
+    assert findings["plan"]["text"] == f"for 32 MiB a step: {Plan.create(6).summary()}"
+    bed = Topology.uniform(2, 4, nic="500 Mbit/s", uplink="100 Mbit/s")
+    bed.save(path)
+    _, findings = diagnosed(capsys)
+    plan = Plan.create(topology=bed)
+    assert findings["plan"]["text"].startswith(f"for 32 MiB a step: {plan.summary()}; striped has the shortest step: ")
+    monkeypatch.setenv("DSSYNC_PLAN", "leaders")
+    monkeypatch.setenv("DSSYNC_MAX_PERIOD", "1")
+    code, findings = diagnosed(capsys)
+    assert code == 1
+    assert "too short for the leaders to rotate" in findings["plan"]["text"]
     path.write_text("[[rack]]\nhosts = 3\n")
     code, findings = diagnosed(capsys)
     assert code == 1
