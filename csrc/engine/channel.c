@@ -133,8 +133,9 @@ void dss_engine_close_channel(dss_engine_t *engine, uint64_t id, const char *rea
     for (uint32_t i = 0; channel && i < engine->identity.world_size; i++) {
         dss_peer_t *peer = &engine->peers[i];
         bool waits = any; /* else only who has posted what this rank has not: others may still be finishing */
-        for (const dss_ahead_t *ahead = peer->ahead; ahead; ahead = ahead->next)
-            waits = waits || ahead->key.channel == id;
+        for (uint32_t bucket = 0; bucket < DSS_AHEAD_BUCKETS; bucket++)
+            for (const dss_ahead_t *ahead = peer->ahead[bucket]; ahead; ahead = ahead->next)
+                waits = waits || ahead->key.channel == id;
         if (waits && peer->state == DSS_PEER_READY) {
             dss_channel_tell(channel, peer);
             (void)dss_peer_progress(peer);
@@ -174,13 +175,14 @@ static const dss_signature_t *find_another(const dss_member_t *member) {
     const dss_operation_t *operation = member->operation;
     const dss_peer_t *peer = member->peer;
     const dss_signature_t *found = has_members_of(&peer->gave_up, operation) ? &peer->gave_up : NULL;
-    for (const dss_ahead_t *ahead = peer->ahead; ahead; ahead = ahead->next)
-        if (dss_key_related(&ahead->key, &operation->key))
-            continue; /* a stage of the same call */
-        else if (ahead->key.channel == operation->key.channel)
-            return &ahead->signature;
-        else if (has_members_of(&ahead->signature, operation))
-            found = &ahead->signature;
+    for (uint32_t bucket = 0; bucket < DSS_AHEAD_BUCKETS; bucket++)
+        for (const dss_ahead_t *ahead = peer->ahead[bucket]; ahead; ahead = ahead->next)
+            if (dss_key_related(&ahead->key, &operation->key))
+                continue; /* a stage of the same call */
+            else if (ahead->key.channel == operation->key.channel)
+                return &ahead->signature;
+            else if (has_members_of(&ahead->signature, operation))
+                found = &ahead->signature;
     return found;
 }
 

@@ -36,6 +36,7 @@
 #define DSS_STRAIGHT_MEMBERS 8u /* in one rack: from more than so many at once a host would lose packets, and they go in a ring */
 #define DSS_MANY_NEIGHBOURS 5u  /* on one host: the rings of each with each outgrow the caches */
 #define DSS_MAX_AHEAD 65536u    /* operations a peer may have posted that we have not */
+#define DSS_AHEAD_BUCKETS 64u   /* lists that they are in: each is looked for among all */
 #define DSS_MAX_FAIL_TEXT 1024u
 #define DSS_HANDSHAKE_PATIENCE_NS ((uint64_t)10 * 1000000000u) /* for a caller that has not proved itself */
 #define DSS_SILENCE_MS 10000u                                  /* no acknowledgement from a host for so long: it is lost */
@@ -239,8 +240,8 @@ struct dss_peer {
     size_t frame_padding;  /* zeros that come after them */
     dss_member_t *reading; /* of a DATA frame; NULL: kept in `keeping`, or thrown away */
     dss_ahead_t *keeping;
-    bool stalled; /* what is next cannot be used yet */
-    dss_ahead_t *ahead;
+    bool stalled;                          /* what is next cannot be used yet */
+    dss_ahead_t *ahead[DSS_AHEAD_BUCKETS]; /* by dss_ahead_bucket() */
     size_t ahead_count;
     size_t ahead_bytes;
     dss_signature_t gave_up; /* posted by the peer, never by this rank, and failed; no members: nothing was */
@@ -276,6 +277,8 @@ void dss_peer_see_board(dss_peer_t *peer);  /* if it has shown one */
 void dss_peer_ask(dss_peer_t *peer);        /* whether its process runs */
 void dss_peer_queue(dss_member_t *member);  /* the member may have something to send */
 void dss_peer_forget(dss_member_t *member); /* its operation is over */
+/* The same for all related keys. */
+uint32_t dss_ahead_bucket(const dss_key_t *key);
 /* What the peer has posted under the key before us, taken off its list; NULL if it has not. */
 dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key);
 /* Sends the OPEN. Once the peer is ready, so that it never hears of what has failed before. */

@@ -147,11 +147,12 @@ void dss_peer_release(dss_peer_t *peer) {
     close_stream(peer);
     dss_bytes_release(&peer->control);
     dss_bytes_release(&peer->rest);
-    while (peer->ahead) {
-        dss_ahead_t *next = peer->ahead->next;
-        dss_ahead_destroy(peer->ahead);
-        peer->ahead = next;
-    }
+    for (uint32_t i = 0; i < DSS_AHEAD_BUCKETS; i++)
+        while (peer->ahead[i]) {
+            dss_ahead_t *next = peer->ahead[i]->next;
+            dss_ahead_destroy(peer->ahead[i]);
+            peer->ahead[i] = next;
+        }
     dss_board_destroy(peer->board);
     peer->board = NULL;
     free(peer->lost);
@@ -439,8 +440,13 @@ static bool write_out(dss_peer_t *peer) {
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------ */
 
+uint32_t dss_ahead_bucket(const dss_key_t *key) {
+    const dss_key_t whole = {.channel = key->channel, .sequence = key->sequence, .part = key->part};
+    return dss_key_bucket(&whole) % DSS_AHEAD_BUCKETS;
+}
+
 dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key) {
-    for (dss_ahead_t **at = &peer->ahead; *at; at = &(*at)->next) {
+    for (dss_ahead_t **at = &peer->ahead[dss_ahead_bucket(key)]; *at; at = &(*at)->next) {
         dss_ahead_t *ahead = *at;
         if (dss_key_equal(&ahead->key, key)) {
             *at = ahead->next;
@@ -452,25 +458,28 @@ dss_ahead_t *dss_peer_take_ahead(dss_peer_t *peer, const dss_key_t *key) {
     return NULL;
 }
 
+static void drop_ahead(dss_peer_t *peer, dss_ahead_t **at) {
+    dss_ahead_t *ahead = *at;
+    *at = ahead->next;
+    peer->gave_up = ahead->signature;
+    peer->ahead_count--;
+    peer->ahead_bytes -= ahead->eager.end;
+    if (peer->keeping == ahead)
+        peer->keeping = NULL;
+    dss_ahead_destroy(ahead);
+}
+
 void dss_peer_drop_ahead(dss_peer_t *peer, uint64_t channel) {
-    for (dss_ahead_t **at = &peer->ahead; *at;) {
-        dss_ahead_t *ahead = *at;
-        if (ahead->key.channel != channel) {
-            at = &ahead->next;
-            continue;
-        }
-        *at = ahead->next;
-        peer->gave_up = ahead->signature;
-        peer->ahead_count--;
-        peer->ahead_bytes -= ahead->eager.end;
-        if (peer->keeping == ahead)
-            peer->keeping = NULL;
-        dss_ahead_destroy(ahead);
-    }
+    for (uint32_t i = 0; peer->ahead_count > 0 && i < DSS_AHEAD_BUCKETS; i++)
+        for (dss_ahead_t **at = &peer->ahead[i]; *at;)
+            if ((*at)->key.channel == channel)
+                drop_ahead(peer, at);
+            else
+                at = &(*at)->next;
 }
 
 static dss_ahead_t *find_ahead(const dss_peer_t *peer, const dss_key_t *key) {
-    dss_ahead_t *ahead = peer->ahead;
+    dss_ahead_t *ahead = peer->ahead[dss_ahead_bucket(key)];
     while (ahead && !dss_key_equal(&ahead->key, key))
         ahead = ahead->next;
     return ahead;
@@ -534,8 +543,9 @@ static void keep_ahead(dss_peer_t *peer, const dss_key_t *key, const dss_signatu
         dss_peer_lose(peer, "cannot be listened to: out of memory");
         return;
     }
-    *ahead = (dss_ahead_t){.key = *key, .signature = *signature, .next = peer->ahead};
-    peer->ahead = ahead;
+    dss_ahead_t **bucket = &peer->ahead[dss_ahead_bucket(key)];
+    *ahead = (dss_ahead_t){.key = *key, .signature = *signature, .next = *bucket};
+    *bucket = ahead;
     peer->ahead_count++;
 }
 

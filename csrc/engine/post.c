@@ -238,9 +238,10 @@ static const char *obstacle(dss_engine_t *engine, const dss_operation_t *operati
 
 /* Ranks that called different things may have gone different ways, and would never meet. */
 static bool meets_another(dss_operation_t *operation) {
+    const uint32_t bucket = dss_ahead_bucket(&operation->key);
     for (uint32_t i = 0; !operation->parent && i < operation->member_count; i++) {
         dss_peer_t *peer = operation->members[i].peer;
-        for (const dss_ahead_t *ahead = peer ? peer->ahead : NULL; ahead; ahead = ahead->next)
+        for (const dss_ahead_t *ahead = peer ? peer->ahead[bucket] : NULL; ahead; ahead = ahead->next)
             if (dss_key_related(&ahead->key, &operation->key) &&
                 (operation->algorithm == DSS_HIERARCHY) != (ahead->key.stage != 0)) {
                 const dss_signature_t theirs = ahead->signature;
