@@ -504,7 +504,7 @@ void dss_operation_mismatch(dss_operation_t *operation, dss_peer_t *peer, const 
     if (own->member_count == theirs->member_count && own->members_hash != theirs->members_hash)
         hint = " (the groups are not of the same ranks)";
     else if (strcmp(mine, other) == 0)
-        hint = " (the sizes of the tensors or their names differ)";
+        hint = " (sizes, dtypes, order in memory or names of the tensors differ)";
     (void)snprintf(
         cause, sizeof cause,
         "the ranks did not call the same thing: rank %u has %s, rank %u has %s%s. Nothing may be used of it. Every rank must "
