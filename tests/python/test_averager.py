@@ -327,7 +327,7 @@ def check_native_slip(kind):
                 continue
             assert f"rank {at} has {mine} over 2 ranks, rank {1 - at} has {theirs} over 2 ranks" in part
             assert "Nothing may be used of it" in part
-            assert ("(the sizes of the tensors or their names differ)" in part) == (kind == "layout")
+            assert ("(sizes, dtypes, order in memory or names of the tensors differ)" in part) == (kind == "layout")
         assert untouched and sticks and told
 
 
