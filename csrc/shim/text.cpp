@@ -74,8 +74,7 @@ std::string asSentence(const std::string &text) {
 std::string adviceFor(const std::string &text) {
     if (isTimeout(text)) {
         return " Look for a rank that stopped, failed or took another branch; the timeout of the process group (`timeout=`) says "
-               "how "
-               "long to wait.";
+               "how long to wait.";
     }
     if (saysOneOf(text, {"closed by peer", "connection reset", "connection refused", "broken pipe"})) {
         return " A peer ended or lost its connection: the first error in its log says why.";
