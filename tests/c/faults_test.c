@@ -590,7 +590,7 @@ static void disagreements_fail_everywhere(void) {
         {"all_reduce sum of 9 x float32 over 3 ranks", "all_reduce max of 9 x float32 over 3 ranks", change_reduction},
         {"all_reduce sum of 9 x float32 over 3 ranks", "average of 9 x float32 over 3 ranks", change_kind},
         {"all_reduce sum of 9 x float32 over 3 ranks", "barrier over 3 ranks", change_to_barrier},
-        {"all_reduce sum of 9 x float32 over 3 ranks", "names differ", change_layout},
+        {"all_reduce sum of 9 x float32 over 3 ranks", "names of the tensors differ", change_layout},
     };
     static float values[3][9];
     world_t world;
