@@ -269,10 +269,10 @@ def matches(rank: int, size: int, by_rank: list[list[Tensor]]) -> str:
     [
         ([ones(3, torch.bool), ones(300_000, torch.bool)], "max of 300000 x uint8"),
         ([ones(3000, torch.bool), ones(3000)], "max of 3000 x float32"),
-        ([ones(3000, torch.bool), ones(3000, torch.uint8)], "the sizes"),
-        ([ones(3) + ones(5), ones(5) + ones(3)], "the sizes"),
-        ([ones(3) + ones(5), ones(3) + ones(2) + ones(3)], "the sizes"),
-        ([[torch.ones(2, 3, 1, 4)], CHANNELS_LAST], "the sizes"),
+        ([ones(3000, torch.bool), ones(3000, torch.uint8)], "(sizes, dtypes, order in memory"),
+        ([ones(3) + ones(5), ones(5) + ones(3)], "(sizes, dtypes, order in memory"),
+        ([ones(3) + ones(5), ones(3) + ones(2) + ones(3)], "(sizes, dtypes, order in memory"),
+        ([[torch.ones(2, 3, 1, 4)], CHANNELS_LAST], "(sizes, dtypes, order in memory"),
     ],
 )
 def test_other_dtypes_sizes_or_orders_in_memory_are_an_error_on_every_rank(mine, part):
