@@ -2,8 +2,8 @@
 
     python benchmarks/engine_costs.py
 
-Eight ranks on this host average a tensor in groups of four, in all 35 ways to divide eight ranks into two fours. The first time
-through, no group has been used before (all ranks are connected to each other already); the second time, all have. Then two ranks,
+Eight ranks on this host average a tensor in groups of four, in all 35 ways to divide eight ranks into two fours, in each of them
+twice: the first time, the groups were never used before (all ranks are connected to each other already). Then two ranks,
 and four, average a model of 256 MiB in 64 tensors, one of them a second after the others; the peak of each process's resident
 memory is read from the kernel, and the largest is shown.
 """
@@ -67,16 +67,15 @@ def time_groups(rank: int, port: int, engine: str, transport: str, results: Any)
         averager = _C.GlooAverager("costs", store, rank, plan, _backend._make_gloo, TIMEOUT, max_groups=64)
     tensor = torch.ones(16384)
     averager.launch(0, 0, [(_C.EXACT_ROUND, [tensor])], "the first average").wait()  # connects everyone
-    passes: list[list[float]] = []
-    for turn in range(2):
-        passes.append([])
-        for round_ in range(plan.period):
+    seconds: list[list[float]] = [[], []]
+    for round_ in range(plan.period):
+        for again in range(2):
             dist.barrier()
             begin = time.perf_counter()
-            averager.launch(1 + turn * plan.period + round_, 0, [(round_, [tensor])], "an average").wait()
-            passes[turn].append(time.perf_counter() - begin)
+            averager.launch(1 + 2 * round_ + again, 0, [(round_, [tensor])], "an average").wait()
+            seconds[again].append(time.perf_counter() - begin)
     if rank == 0:
-        results["groups"] = [statistics.median(seconds) for seconds in passes]
+        results["groups"] = [statistics.median(those) for those in seconds]
     averager.shutdown()
     dist.destroy_process_group()
 
