@@ -4,9 +4,9 @@
  * workers' times would overstate. Links are shared: nobody who uses a link is done before all bytes of the step have passed it.
  *
  * The background of a delayed crossing occupies uplinks in the order of its launches (free_at) and holds up the step in which its
- * correction is due. Where workers keep their values a crossing holds nobody up before. On a NIC it has what the foreground leaves:
- * it is sent while the host computes, and what is left then is added to the foreground's time (backlog), so that no NIC ever
- * carries more than its rate.
+ * correction is due. Where workers keep their values a crossing holds nobody up before. On a NIC, and in a
+ * host's memory, it has what the foreground leaves: it is sent while the host computes, and what is left then is added to the
+ * foreground's time (backlog), so that none ever carries more than its rate.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -90,12 +90,26 @@ static void share_links(dss_simulator_t *simulator, uint32_t step) {
         simulator->busy_s[link] += foreground[link] + background[link];
         simulator->link_s[link] = foreground[link];
     }
-    for (uint32_t host = 0; schedule->delay > 0 && host < simulator->host_count; host++) {
-        const uint32_t nic = simulator->host_count + host;
-        simulator->link_s[host] += background[host]; /* memory: at once */
-        simulator->link_s[nic] += later(simulator->backlog_s[nic] - simulator->idle_s[host], 0);
-        simulator->backlog_s[nic] = background[nic];
+    for (uint32_t link = 0; schedule->delay > 0 && link < 2 * simulator->host_count; link++) { /* memories, NICs */
+        simulator->backlog_s[link] = later(simulator->backlog_s[link] - simulator->idle_s[link % simulator->host_count], 0);
+        simulator->link_s[link] += simulator->backlog_s[link];
     }
+}
+
+/* What the step before left is over when this one is, also where no foreground goes the same way. */
+static void send_backlog(dss_simulator_t *simulator, uint32_t step) {
+    const dss_schedule_t *schedule = simulator->schedule;
+    const double *background = schedule->background_s + (size_t)(step % schedule->phase_count) * simulator->link_count;
+    for (uint32_t rank = 0; schedule->delay > 0 && rank < simulator->world_size; rank++) {
+        const uint32_t memory = dss_topology_host_of(simulator->params->topology, rank);
+        const uint32_t links[] = {memory, simulator->host_count + memory};
+        for (int i = 0; i < 2; i++) {
+            if (simulator->backlog_s[links[i]] > 0)
+                simulator->next_s[rank] = later(simulator->next_s[rank], simulator->ready_s[rank] + simulator->link_s[links[i]]);
+        }
+    }
+    for (uint32_t link = 0; schedule->delay > 0 && link < 2 * simulator->host_count; link++)
+        simulator->backlog_s[link] = background[link];
 }
 
 /* ---- a step ------------------------------------------------------------------------------------------------------------- */
@@ -179,6 +193,7 @@ static void run_plan_step(dss_simulator_t *simulator, uint32_t step) {
     apply_corrections(simulator, step);
     for (uint32_t stripe = 0; stripe < simulator->schedule->stripe_count; stripe++)
         run_round(simulator, step, dss_plan_round_at(simulator->params->plan, step, stripe));
+    send_backlog(simulator, step);
 }
 
 static void run_barrier_step(dss_simulator_t *simulator) {

@@ -99,6 +99,7 @@ typedef struct reference {
     double done[MOST_STEPS][MOST_WORKERS]; /* when the correction of the exchange that the worker takes part in is there */
     double free_at[MOST_WORKERS];          /* of each rack's uplink */
     double backlog[MOST_WORKERS];          /* of each host's NIC */
+    double memory_backlog[MOST_WORKERS];
     double sync;
     double wait;
 } reference_t;
@@ -211,6 +212,11 @@ static double idle_before(const reference_t *reference, uint32_t step, uint32_t 
     return largest(0, last_ready - last_end);
 }
 
+/* Of what the step before left to be sent by the rank's host, behind its idle time. */
+static double left_of(const reference_t *reference, double backlog, uint32_t step, uint32_t rank) {
+    return largest(0, backlog - idle_before(reference, step, rank));
+}
+
 /* Time of a list of workers that average together: its latency and its slowest link. */
 static double time_of(const reference_t *reference, uint32_t step, const uint32_t *members, uint32_t count) {
     const dss_topology_t *topology = reference->params->topology;
@@ -231,10 +237,11 @@ static double time_of(const reference_t *reference, uint32_t step, const uint32_
         nic_alpha = largest(nic_alpha, 2 * dss_topology_nic(topology, host).latency_s);
         uplink_alpha = largest(uplink_alpha, 2 * dss_topology_uplink(topology, rack).latency_s);
         if (at.workers_here > 1)
-            slowest = largest(slowest, (total.memory + total.memory_later) / dss_topology_memory(topology).bytes_per_s);
+            slowest = largest(slowest, total.memory / dss_topology_memory(topology).bytes_per_s +
+                                           left_of(reference, reference->memory_backlog[host], step, members[i]));
         if (at.hosts > 1)
             slowest = largest(slowest, total.nic / dss_topology_nic(topology, host).bytes_per_s +
-                                           largest(0, reference->backlog[host] - idle_before(reference, step, members[i])));
+                                           left_of(reference, reference->backlog[host], step, members[i]));
         if (at.racks > 1)
             slowest = largest(slowest, total.uplink / dss_topology_uplink(topology, rack).bytes_per_s);
     }
@@ -328,6 +335,15 @@ static void reference_step(reference_t *reference, uint32_t step) {
             end = largest(end, end_of(reference, step, (step + stripe) % dss_plan_period(plan), rank, &last_ready));
         if (delay > 0 && step >= delay)
             end = largest(end, reference->done[step - delay][rank]);
+        const dss_topology_t *topology = reference->params->topology;
+        const uint32_t host = dss_topology_host_of(topology, rank);
+        const bytes_t total = total_at(reference, step, rank);
+        const double memory_left = left_of(reference, reference->memory_backlog[host], step, rank);
+        const double nic_left = left_of(reference, reference->backlog[host], step, rank);
+        if (memory_left > 0)
+            end = largest(end, reference->ready[rank] + memory_left + total.memory / dss_topology_memory(topology).bytes_per_s);
+        if (nic_left > 0)
+            end = largest(end, reference->ready[rank] + nic_left + total.nic / dss_topology_nic(topology, host).bytes_per_s);
         reference->finish[step + 1][rank] = end;
         reference->sync += end - reference->ready[rank];
         reference->wait += last_ready - reference->ready[rank];
@@ -339,8 +355,9 @@ static void reference_step(reference_t *reference, uint32_t step) {
     }
     for (uint32_t rank = 0; delay > 0 && rank < reference->world_size; rank++) {
         const uint32_t host = dss_topology_host_of(reference->params->topology, rank);
-        reference->backlog[host] =
-            total_at(reference, step, rank).nic_later / dss_topology_nic(reference->params->topology, host).bytes_per_s;
+        const bytes_t total = total_at(reference, step, rank);
+        reference->backlog[host] = total.nic_later / dss_topology_nic(reference->params->topology, host).bytes_per_s;
+        reference->memory_backlog[host] = total.memory_later / dss_topology_memory(reference->params->topology).bytes_per_s;
     }
 }
 
@@ -376,8 +393,11 @@ static void noise_and_stragglers_follow_the_recurrence(void) {
         uint32_t rack_count;
         uint32_t rack_sizes[4];
         uint32_t workers_each;
+        double uplink_mbit;
         double latency_s;
-    } clusters[] = {{2, {4, 4}, 1, 0}, {2, {2, 3}, 1, 1e-3}, {4, {2, 2, 2, 2}, 1, 1e-4}, {3, {1, 2, 2}, 2, 1e-4}, {1, {6}, 1, 0}};
+    } clusters[] = {{2, {4, 4}, 1, 100, 0},       {2, {2, 3}, 1, 100, 1e-3}, {4, {2, 2, 2, 2}, 1, 100, 1e-4},
+                    {3, {1, 2, 2}, 2, 100, 1e-4}, {1, {6}, 1, 100, 0},       {4, {1, 1, 1, 1}, 1, 5000, 1e-4},
+                    {2, {1, 1}, 4, 5000, 0}}; /* the last two: crossings on NICs that nothing else uses */
     static const struct {
         dss_plan_kind_t kind;
         uint32_t max_period;
@@ -387,8 +407,8 @@ static void noise_and_stragglers_follow_the_recurrence(void) {
                  {DSS_PLAN_STRIPED, 2, 1}, {DSS_PLAN_HYBRID, 5, 2}};
     uint32_t counts[3] = {0, 0, 0}; /* of plans by what their last round is */
     for (size_t i = 0; i < sizeof clusters / sizeof clusters[0]; i++) {
-        dss_topology_t *topology =
-            make_cluster(clusters[i].rack_count, clusters[i].rack_sizes, clusters[i].workers_each, 500, 100, clusters[i].latency_s);
+        dss_topology_t *topology = make_cluster(clusters[i].rack_count, clusters[i].rack_sizes, clusters[i].workers_each, 500,
+                                                clusters[i].uplink_mbit, clusters[i].latency_s);
         for (size_t j = 0; j < sizeof plans / sizeof plans[0]; j++) {
             if (clusters[i].rack_count == 1 && plans[j].kind >= DSS_PLAN_LEADERS)
                 continue;
