@@ -81,9 +81,21 @@ static void describe_failure(const dss_operation_t *operation, const char *phase
                    operation->engine->identity.rank, operation->engine->identity.world_size, phase, cause);
 }
 
+/* Of an operation in stages the peer was heard of in one of them: it has launched the operation. */
+static bool has_launched(const dss_operation_t *operation, const dss_peer_t *peer) {
+    dss_key_t own = operation->key;
+    dss_key_t latest = peer->latest;
+    own.stage = latest.stage = 0;
+    return dss_key_equal(&own, &latest);
+}
+
 static bool has_started(const dss_operation_t *operation) {
+    const dss_engine_t *engine = operation->engine;
     for (uint32_t i = 0; i < operation->member_count; i++)
         if (operation->members[i].opened)
+            return true;
+    for (uint32_t i = 0; (operation->parent || operation->hierarchy) && i < engine->identity.world_size; i++)
+        if (has_launched(operation, &engine->peers[i]))
             return true;
     return false;
 }
@@ -216,8 +228,9 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
         (void)snprintf(text + used, capacity - used, "%s%s has not answered yet (%s)", separator, who,
                        peer->dial && peer->dial->connected ? "connected, its process does not answer the handshake"
                                                            : "no connection");
-    else if (!member->opened)
-        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s%s%s%s", separator, who, member->operation->what,
+    else if (!member->opened && !(member->operation->parent && has_launched(member->operation, peer)))
+        (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s%s%s%s%s", separator, who, member->operation->what,
+                       member->operation->parent ? ", or has stopped" : "",
                        waits_itself(member) ? ", or waits for another rank" : "", another ? " (but " : "", instead,
                        another ? ", which this rank has not)" : "");
     else

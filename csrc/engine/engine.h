@@ -221,6 +221,7 @@ struct dss_peer {
     dss_stream_t *stream; /* owned; READY only */
     dss_watch_t watch;
     dss_member_t *operations; /* unfinished ones with this peer */
+    dss_key_t latest;         /* of the operation, or the stage of one, that it has posted last, as far as this rank has, too */
 
     /* what a link gives: time in which both sides had posted something and it was not over, and what came in it */
     uint32_t busy; /* operations */

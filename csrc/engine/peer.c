@@ -516,6 +516,7 @@ void dss_operation_mismatch(dss_operation_t *operation, dss_peer_t *peer, const 
 void dss_member_open(dss_member_t *member, const dss_signature_t *theirs) {
     const dss_signature_t *own = &member->operation->signature;
     member->opened = true;
+    member->peer->latest = member->operation->key;
     if (member->eager)
         member->peer->eager_sent -= (size_t)member->send_goal[DSS_PHASE_REDUCE];
     member->eager = false;
