@@ -186,7 +186,7 @@ def _preside(
             store.delete_key(key)
         verdict["decided"] = decide([own, *proposals])
     store.set("verdict", json.dumps(verdict))
-    if verdict["readers"] and _wait(store, ["read"], _GRACE):
+    if verdict["readers"] and _wait(store, ["read"], min(_GRACE, timeout)):
         store.delete_key("read")
     return verdict
 

@@ -207,7 +207,12 @@ def create(dist_backend_opts: Any, pg_options: Any) -> _C.ProcessGroupDssync:
     averages = wanted and isinstance(options, Options) and options.all_reduce == "avg"
     options = agree_on_options(meeting_place(store, "options"), rank, world_size, timeout, label, options, averages)
 
-    inner = _make_gloo(PrefixStore("dssync/exact", store), rank, world_size, timeout)
+    try:
+        inner = _make_gloo(PrefixStore("dssync/exact", store), rank, world_size, timeout)
+    except RuntimeError as error:  # Gloo's texts name neither ranks nor groups
+        what = f"the making of the {label}: rank {rank} of {world_size} could not connect its Gloo group to the others"
+        error.args = (f"dssync: {what}: {error}. Has another rank failed meanwhile?",)
+        raise
     inner._set_sequence_number_for_group()
     engine = _choose_engine(store, rank, world_size, timeout, label, options, say=wanted)
     topology = _topology_inside(dist_backend_opts.global_ranks_in_group, options)

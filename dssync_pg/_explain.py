@@ -136,7 +136,7 @@ def _crossing_stripes(plan: Plan, model_bytes: int) -> str:
     steps = sum(any(plan.is_crossing(plan.round_at(step, stripe)) for stripe in range(count)) for step in period)
     when = f" in {steps} of {plan.period} steps" if steps < plan.period else ""
     if count == 1:
-        return f"so small a model is one stripe, which crosses{when}"
+        return f"{'so small a' if plan.stripe_count > 1 else 'the'} model is one stripe, which crosses{when}"
     return f"of the {count} stripes of a step one crosses{when}"
 
 

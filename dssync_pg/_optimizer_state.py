@@ -8,6 +8,7 @@ be in `optimizer.state`: every rank then averages the same layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,36 @@ def state_tensors(optimizer: Optimizer, group: Group, param: Tensor, mode: str) 
             )
         found.append((spec, tensor))
     return found
+
+
+# What else they keep for a parameter: a count of steps, and numbers that follow from it.
+_NUMBERS = ("step", "mu_product", "mu", "eta")
+
+
+def read_numbers(optimizer: Optimizer, params: list[Tensor]) -> Tensor:
+    """The numbers in the state of `params`, and whether they are there. Shape (len(params), numbers, 2), float64, the same on all
+    ranks, whichever have made their state."""
+    numbers = torch.zeros(len(params), len(_NUMBERS), 2, dtype=torch.float64)
+    for row, param in zip(numbers, params, strict=True):
+        held = optimizer.state.get(param, {})
+        for cell, key in zip(row, _NUMBERS, strict=True):
+            if key in held:
+                cell.copy_(torch.tensor([float(held[key]), 1.0]))
+    return numbers
+
+
+def write_numbers(optimizer: Optimizer, params: list[Tensor], mean: Tensor) -> None:
+    """The mean over the ranks that have a number, of steps rounded up, into the state of this one. mean: of read_numbers()."""
+    for row, param in zip(mean.tolist(), params, strict=True):
+        held = optimizer.state.get(param, {})
+        for (total, present), key in zip(row, _NUMBERS, strict=True):
+            if key not in held:
+                continue
+            value = math.ceil(total / present - 1e-6) if key == "step" else total / present
+            if isinstance(held[key], Tensor):
+                held[key].fill_(value)
+            else:
+                held[key] = type(held[key])(value)
 
 
 def zeros_for(spec: StateTensor, param: Tensor) -> Tensor:

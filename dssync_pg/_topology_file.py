@@ -36,7 +36,7 @@ def read(path: str | os.PathLike[str], world_size: int | None) -> Topology:
     """Raises TopologyError."""
     name = os.fspath(path)
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise TopologyError(f"{name}: the topology cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -130,9 +130,11 @@ class _Table:
         self.source.fail(self.source.line_of(self.path if key is None else (*self.path, key)), text)
 
     def take(self, key: str, accept: Callable[[Any], _T], default: _T, inherits: bool = False) -> _T:
-        """The value of a key, of the tables around this one too if it inherits."""
+        """The value of a key; if it inherits, else that of the tables around this one, which must be right in any case."""
+        if inherits and self.outer:
+            default = self.outer.take(key, accept, default, inherits)
         if key not in self.values:
-            return self.outer.take(key, accept, default, inherits) if inherits and self.outer else default
+            return default
         try:
             return accept(self.values[key])
         except ValueError as error:

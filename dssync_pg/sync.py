@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from . import _C
 from ._layout import MIN_STRIPE_BYTES, Named, Vector, layout_hash
 from ._native import connected
-from ._optimizer_state import has_second_moment, is_known, state_tensors, zeros_for
+from ._optimizer_state import has_second_moment, is_known, read_numbers, state_tensors, write_numbers, zeros_for
 
 if TYPE_CHECKING:
     from ._backend import Group
@@ -50,6 +50,12 @@ OWN_STEP = "optimizer step"
 SIBLING_STEP = "another optimizer's step"
 STEP_IS_PAST = frozenset({OWN_STEP, "next forward", "next backward", "detach", "destroy"})
 """Launch reasons after which the optimizer does not step before the next backward."""
+
+
+HYBRID_WANTS_DDP = (
+    "plan=hybrid averages gradients inside racks while DDP reduces them: wrap the module in DistributedDataParallel, "
+    "or use plan=striped"
+)
 
 
 class Phase(enum.Enum):
@@ -274,7 +280,7 @@ class Sync:
     def _check_saved(self, state: dict[str, Any]) -> tuple[tuple[int, int], str | None]:
         """(step, hash of the plan), and why this rank cannot continue from them. Raises anything for a state that is damaged."""
         step, plan = operator.index(state["step"]), state["plan"]
-        if step < 0:
+        if not 0 <= step < 1 << 40:
             raise ValueError(f"step {step}")
         saved = _C.Plan.deserialize(plan)
         follows = self._contention is not None and saved.world_size == self._plan.world_size
@@ -372,7 +378,16 @@ class Sync:
         self._contention = self._group.sense_contention(name, self.plan, self.bytes)
 
     def use_plan(self, plan: Plan) -> None:
-        """Averages by `plan` from the next step on. The same call at the same step on every rank."""
+        """Averages by `plan` from the next step on. The same call at the same step on every rank.
+
+        Raises RuntimeError behind detach(), ValueError for a plan that does not fit: nothing has changed then.
+        """
+        if self._closed:
+            raise RuntimeError("dssync: use_plan() after detach(): gradients are all-reduced; attach() again first")
+        if plan.world_size != self._plan.world_size:
+            raise ValueError(f"dssync: use_plan: the plan is for {plan.world_size} ranks, the group has {self._plan.world_size}")
+        if plan.kind == "hybrid" and self.family.plain:
+            raise ValueError(f"dssync: use_plan: {HYBRID_WANTS_DDP}")
         if plan.core.hash == self._plan.hash:
             return
         self._settle(self._step)
@@ -447,14 +462,18 @@ class Sync:
         if not is_known(self.optimizer):
             self._warn("detach", f"the state of {type(self.optimizer).__name__} is not averaged by detach(); make a new optimizer")
             return
-        tensors = []
+        tensors, params = [], []
         for group in self.optimizer.param_groups:
-            for param in group["params"]:
-                if self.owns(param):
-                    state = state_tensors(self.optimizer, group, param, "all")
-                    tensors += [zeros_for(spec, param) if tensor is None else tensor for spec, tensor in state]
+            for param in filter(self.owns, group["params"]):
+                params.append(param)
+                state = state_tensors(self.optimizer, group, param, "all")
+                tensors += [zeros_for(spec, param) if tensor is None else tensor for spec, tensor in state]
         if tensors:
             self._exact(Vector(tensors, 1).stripes[0], what)
+        if params:  # ranks may have skipped a step alone
+            numbers = read_numbers(self.optimizer, params)
+            self._exact([numbers], what)
+            write_numbers(self.optimizer, params, numbers)
 
     def _model_views(self) -> list[Tensor]:
         vector = Vector([item.tensor for item in [*self._parameters(), *self._buffers]], 1)

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from . import sync as _sync
 from ._layout import Named, flat_view
-from .sync import Family, Phase, Sync
+from .sync import HYBRID_WANTS_DDP, Family, Phase, Sync
 
 if TYPE_CHECKING:
     from ._backend import Group
@@ -157,10 +157,7 @@ def _attach(module: nn.Module, find: Callable[[], Sequence[Optimizer]], group: G
         for optimizer in optimizers:
             _refuse(module, optimizer, binding)
         if group.plan.kind == "hybrid" and optimizers and not isinstance(module, DDP):
-            raise ValueError(
-                "dssync: plan=hybrid averages gradients inside racks while DDP reduces them: wrap the module in "
-                "DistributedDataParallel, or use plan=striped"
-            )
+            raise ValueError(f"dssync: {HYBRID_WANTS_DDP}")
         for optimizer in optimizers:
             made.append(_make_sync(module, optimizer, group, binding, wanted))
         mine: tuple[str, Any] = ("attached", [sync.layout_summary() for sync in made])

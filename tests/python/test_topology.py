@@ -136,6 +136,7 @@ WRONG = {
     "host that is none": ("[[rack]]\nhost = [\n  {},\n  3]\n", 4, "3 is not a host"),
     "rate of zero": ("[[rack]]\nuplink = 0\nhost = [{}]\n", 2, "uplink is 0, expected a rate above 0"),
     "negative rate": ("nic = -5.5\n[[rack]]\nhost = [{}]\n", 1, "nic is -5.5, expected a rate"),
+    "rate that nothing inherits": ("nic = 'x'\n[[rack]]\nhost = [{ nic = 5 }]\n", 1, "nic is 'x', expected a rate"),
     "bytes": ("[[rack]]\nhost = [{\n nic = '3 MB/s' }]\n", 2, "this is no TOML"),
     "bytes on a line": ("[[rack]]\nhost = [{},\n { nic = '3 MB/s' }]\n", 3, 'expected a rate above 0, as "500 Mbit/s"'),
     "not a number": ("[[rack]]\nuplink = nan\nhost = [{}]\n", 2, "uplink is nan"),
@@ -173,6 +174,12 @@ WRONG = {
     "a number beyond all floats": ("nic = 1" + "0" * 400 + "\n[[rack]]\nhost = [{}]\n", 1, "nic is 1"),
     "a number beyond all integers": ("\nnic = 1" + "0" * 5000, 1, "digits"),
 }
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "cluster.toml"
+    path.write_text("[[rack]]\nhost = [{}]\n", encoding="utf-8-sig")
+    assert Topology.load(path).world_size == 1
 
 
 @pytest.mark.parametrize(("text", "line", "expected"), WRONG.values(), ids=WRONG)

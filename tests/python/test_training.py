@@ -762,6 +762,58 @@ def test_detach_goes_back_to_all_reduced_gradients_and_destroy_unwraps():
         assert (step, broadcast, wrapped) == (3, ["norm.running_mean"], False)
 
 
+def skips_alone_and_detaches(rank, world, kind):
+    made = {"adamw": OPTIMIZERS["adamw"], "nadam": torch.optim.NAdam, "asgd": torch.optim.ASGD}
+    model = DDP(make(norm=False))
+    optimizer = made[kind](model.parameters())
+    for step in range(5):
+        x, y = batch(rank, step)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        if (rank, step) != (0, 2):  # as a gradient scaler does
+            optimizer.step()
+    sync = dssync_pg.get_syncs(model)[0]
+    sync.detach()
+    for step in range(5, 8):
+        one_step(model, optimizer, rank, step)
+    return flat(model), [float(state["step"]) for state in optimizer.state.values()]
+
+
+@both_engines
+@pytest.mark.parametrize("kind", ["adamw", "nadam", "asgd"])
+def test_replicas_stay_equal_behind_detach_where_one_rank_skipped_a_step(kind):
+    results = run_ranks(2, skips_alone_and_detaches, kind)
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1] == [8.0] * len(results[0][1])
+
+
+def uses_wrong_plans(rank, world):
+    model = make(norm=False)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    sync = dssync_pg.attach(model, optimizer)
+    plan, texts = sync.plan, []
+    racks = dssync_pg.Topology.uniform(2, 1, 2, nic=1e9, uplink=1e8)
+    hybrid = dssync_pg.Plan.create(topology=racks, plan="hybrid", model_bytes=1 << 20)
+    for wrong in (dssync_pg.Plan.create(world_size=world + 1, plan="grid"), hybrid):
+        with pytest.raises(ValueError, match="use_plan") as caught:
+            sync.use_plan(wrong)
+        texts.append(str(caught.value))
+    one_step(model, optimizer, rank, 0)
+    same = sync.plan == plan
+    sync.detach()
+    with pytest.raises(RuntimeError, match="use_plan") as closed:
+        sync.use_plan(dssync_pg.Plan.create(world_size=world, plan="random"))
+    return same, sync.step, [*texts, str(closed.value)]
+
+
+def test_plans_that_do_not_fit_are_refused_and_change_nothing():
+    for same, step, (size, hybrid, closed) in run_ranks(4, uses_wrong_plans):
+        assert same and step == 1
+        assert "the plan is for 5 ranks, the group has 4" in size
+        assert "wrap the module in DistributedDataParallel" in hybrid
+        assert "use_plan() after detach()" in closed
+
+
 def layouts_differ(rank, world):
     net = nn.Linear(4, 4 + rank)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
