@@ -364,8 +364,8 @@ static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int be
         if (!rings) {
             dss_shared_destroy(shared);
             close(bell);
-            dss_peer_lose(peer, "cannot be connected: out of memory");
             end_call(call);
+            dss_peer_lose(peer, "cannot be connected: out of memory");
             return;
         }
         dss_stream_shared_set_bell(rings, bell);
@@ -393,6 +393,7 @@ static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int be
 /* TCP: the first connection is welcomed; what is still due is the way back. */
 static void hold(dss_call_t *call) {
     leave_books(call);
+    call->peer->hang_ups = 0;
     call->peer->forth = call;
     call->stage = DSS_CALL_FORTH;
 }
@@ -548,7 +549,7 @@ static void take_verdict(dss_call_t *call) {
     case DSS_VERDICT_DUPLICATE: /* its own call is on the way; should it never come, we call again */
         end_call(call);
         if (peer->forth) {
-            dss_peer_lose(peer, "is gone: it has ended the connection in the handshake");
+            dss_peer_lose(peer, "cannot be connected: one of two connections broke in the handshake");
             return;
         }
         peer->state = DSS_PEER_AWAITED;
@@ -633,7 +634,9 @@ void dss_connect_progress(dss_call_t *call, uint32_t events) {
         const uint8_t *bytes = NULL;
         const ssize_t there = call->stream->ops->peek(call->stream, DSS_HANDSHAKE_MESSAGE_BYTES, &bytes);
         if (there < 0) {
-            broken(call, there == -EPIPE ? "it closed the connection in the handshake" : strerror((int)-there));
+            const bool closed = there == -EPIPE || there == -ECONNRESET;
+            broken(call, closed ? "it closed the connection in the handshake, its process has ended or shut down its process group"
+                                : strerror((int)-there));
             return;
         }
         call->said_anything = call->said_anything || there > 0;
@@ -680,6 +683,9 @@ void dss_connect_tick(dss_engine_t *engine, uint64_t now_ns) {
 }
 
 void dss_connect_forget(dss_peer_t *peer) {
+    peer->redial_ns = 0;
+    if (peer->dial)
+        end_call(peer->dial);
     if (peer->forth)
         end_call(peer->forth);
 }
@@ -687,11 +693,8 @@ void dss_connect_forget(dss_peer_t *peer) {
 void dss_connect_close(dss_engine_t *engine) {
     while (engine->calls)
         end_call(engine->calls);
-    for (uint32_t i = 0; i < engine->identity.world_size; i++) {
-        if (engine->peers[i].dial)
-            end_call(engine->peers[i].dial);
+    for (uint32_t i = 0; i < engine->identity.world_size; i++)
         dss_connect_forget(&engine->peers[i]);
-    }
     for (int i = 0; i < 2; i++)
         if (engine->listeners[i].fd >= 0) {
             dss_watch_set(engine, &engine->listeners[i], 0);

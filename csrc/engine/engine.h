@@ -335,7 +335,7 @@ void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream);
 void dss_connect_accept(dss_engine_t *engine, int listener);
 void dss_connect_progress(dss_call_t *call, uint32_t events);
 void dss_connect_tick(dss_engine_t *engine, uint64_t now_ns);
-void dss_connect_forget(dss_peer_t *peer);    /* it is lost: half a connection to it is ended */
+void dss_connect_forget(dss_peer_t *peer);    /* ends what is on its way to it, for good */
 void dss_connect_close(dss_engine_t *engine); /* listeners and calls */
 
 /* ---- channels ----------------------------------------------------------------------------------------------------------- */

@@ -21,18 +21,20 @@
  * Layout, little-endian; what is not named is 0:
  *
  *   all        0 magic "dssH" | 4 u8 version 2 | 5 u8 type (HELLO 1, CHALLENGE 2, PROOF 3, VERDICT 4)
- *   HELLO      8 u64 epoch | 16 u32 from | 20 u32 to | 24 u32 world_size | 28 u32 way, 0 or 1 | 32 dialer's nonce[16] | 48 first
- * half of a MAC[16] CHALLENGE  8 acceptor's nonce[16] | 32 MAC[32] PROOF      32 MAC[32] VERDICT    8 u8 verdict | 32 MAC[32]
+ *   HELLO      8 u64 epoch | 16 u32 from | 20 u32 to | 24 u32 world_size | 28 u32 way | 32 dialer's nonce[16] | 48 MAC[16]
+ *   CHALLENGE  8 acceptor's nonce[16] | 32 MAC[32]
+ *   PROOF      32 MAC[32]
+ *   VERDICT    8 u8 verdict | 32 MAC[32]
  *
- * Each MAC covers its message's label, epoch, both ranks, world size, way, both nonces and the verdict, those not known yet being
- * 0: so no message serves in the place, the direction or the connection of another. HELLO's keeps the acceptor from answering
- * strangers at all; it can be replayed, but no PROOF that fits the acceptor's new nonce can.
+ * Each MAC (HELLO has the first half of one) covers its message's label, epoch, both ranks, world size, way, both nonces and the
+ * verdict, those not known yet being 0: so no message serves in the place, the direction or the connection of another. HELLO's
+ * keeps the acceptor from answering strangers at all; it can be replayed, but no PROOF that fits the acceptor's new nonce can.
  */
 
 typedef enum dss_verdict {
     DSS_VERDICT_NONE = 0, /* not known yet */
     DSS_VERDICT_WELCOME = 1,
-    DSS_VERDICT_DUPLICATE = 2, /* the other direction's connection is used */
+    DSS_VERDICT_DUPLICATE = 2, /* another call of these ranks is used, or nobody waits for a way back */
     DSS_VERDICT_LEAVING = 3,   /* the acceptor is shutting down */
 } dss_verdict_t;
 

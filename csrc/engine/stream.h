@@ -37,14 +37,14 @@ typedef struct dss_stream_ops {
      * comes, and room to write if want_room, makes one of them ready; 0 if something has come already, so that the caller must not
      * sleep: what the last peek told of does not count, if nothing was consumed since. */
     uint32_t (*arm)(dss_stream_t *stream, bool want_room);
-    /* fd became ready with these epoll events: takes the doorbell's rings off it. */
+    /* fd or out_fd became ready with these epoll events: takes the doorbell's rings off it. */
     void (*woken)(dss_stream_t *stream, uint32_t events);
 
     /* Whether the peer may be waiting for us to consume before it can go on; true where that cannot be known, and once it is gone:
      * its end then keeps fd ready until all is consumed. A peer that begins to wait wakes us, or this is always true. */
     bool (*peer_waits)(dss_stream_t *stream);
 
-    /* Frees the stream, closes its fd. Bytes written before still reach the peer where the carrier can do that. */
+    /* Frees the stream, closes its descriptors. Bytes written before still reach the peer where the carrier can do that. */
     void (*close)(dss_stream_t *stream);
 } dss_stream_ops_t;
 

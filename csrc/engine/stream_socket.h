@@ -17,8 +17,8 @@
 dss_stream_t *dss_stream_socket_create(int fd, const char *name, dss_error_t *error_p);
 
 /* One stream of two, none of which was written to or read from since its handshake: what comes is read from `in`, what is sent
- * goes to `out`, whose own reading ends. Both are the new stream's, which is at `in`'s address. Its end is the end of `in`; if
- * `out` breaks, the peer is made to end `in`. */
+ * goes to `out`, whose own reading ends. Both are the new stream's, which is at `in`'s address. Its end is the end of `in`: if
+ * `out` breaks, the peer finds an end there, at the next keepalive at the latest, and closes both. */
 dss_stream_t *dss_stream_socket_join(dss_stream_t *in, dss_stream_t *out);
 
 /* Sends a few bytes (fewer than a page) with a descriptor, which stays the caller's. DSS_ERR_PEER_LOST if the stream is broken,
