@@ -226,8 +226,8 @@ static void describe_member(const dss_member_t *member, char *text, size_t capac
     const char *separator = used > 0 ? "; " : "";
     if (peer->state != DSS_PEER_READY)
         (void)snprintf(text + used, capacity - used, "%s%s has not answered yet (%s)", separator, who,
-                       peer->dial && peer->dial->connected ? "connected, its process does not answer the handshake"
-                                                           : "no connection");
+                       peer->forth || (peer->dial && peer->dial->connected) ? "connected, its process does not answer the handshake"
+                                                                            : "no connection");
     else if (!member->opened && !(member->operation->parent && has_launched(member->operation, peer)))
         (void)snprintf(text + used, capacity - used, "%s%s has not launched %s%s%s%s%s%s", separator, who, member->operation->what,
                        member->operation->parent ? ", or has stopped" : "",

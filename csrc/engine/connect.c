@@ -3,7 +3,9 @@
  * Connections, from the first packet until both sides know each other.
  *
  * Whoever first needs a peer calls it: on the Unix socket if it is on this host, else over TCP. Two ranks that call each other at
- * the same time keep the call of the lower one. After the handshake, ranks of one host pass each other shared memory; where that is
+ * the same time keep the call of the lower one. Over TCP the caller calls a second time, so that each way has a connection of its
+ * own: in one that carries both at once, acknowledgements wait in front of a slow link behind the other way's data, clump, and
+ * with reno the links idle in turns. After the handshake, ranks of one host pass each other shared memory; where that is
  * refused they stay on the Unix socket. Nothing here waits: calls are moved on by what epoll reports and by the tick.
  */
 #include "engine.h"
@@ -105,19 +107,29 @@ bool dss_connect_reaches(const dss_card_t *card, bool *ours_p) {
 
 /* ---- calls -------------------------------------------------------------------------------------------------------------- */
 
+static void leave_books(dss_call_t *call) {
+    dss_engine_t *engine = call->engine;
+    dss_peer_t *peer = call->peer;
+    if (peer && peer->dial == call) {
+        peer->dial = NULL;
+        return;
+    }
+    if (peer && peer->forth == call) {
+        peer->forth = NULL;
+        return;
+    }
+    for (dss_call_t **at = &engine->calls; *at; at = &(*at)->next)
+        if (*at == call) {
+            *at = call->next;
+            engine->call_count--;
+            return;
+        }
+}
+
 /* Also takes it off the engine's or the peer's books. */
 static void end_call(dss_call_t *call) {
     dss_engine_t *engine = call->engine;
-    if (call->peer && call->peer->dial == call) {
-        call->peer->dial = NULL;
-    } else {
-        for (dss_call_t **at = &engine->calls; *at; at = &(*at)->next)
-            if (*at == call) {
-                *at = call->next;
-                engine->call_count--;
-                break;
-            }
-    }
+    leave_books(call);
     if (call->stream) {
         dss_watch_set(engine, &call->watch, 0);
         call->stream->ops->close(call->stream);
@@ -166,7 +178,8 @@ static bool say_hello(dss_call_t *call) {
     uint8_t hello[DSS_HANDSHAKE_MESSAGE_BYTES];
     if (dss_random_bytes(nonce, sizeof nonce, NULL) != DSS_OK)
         return false;
-    dss_handshake_dial(&call->handshake, &call->engine->identity, call->peer->rank, nonce, hello);
+    const dss_way_t way = call->peer->forth ? DSS_WAY_BACK : DSS_WAY_FORTH;
+    dss_handshake_dial(&call->handshake, &call->engine->identity, call->peer->rank, way, nonce, hello);
     call->connected = true;
     dss_watch_set(call->engine, &call->watch, EPOLLIN);
     return say(call, hello);
@@ -351,13 +364,20 @@ static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int be
         if (!rings) {
             dss_shared_destroy(shared);
             close(bell);
-            dss_peer_lose(peer, "cannot be connected: out of memory");
             end_call(call);
+            dss_peer_lose(peer, "cannot be connected: out of memory");
             return;
         }
         dss_stream_shared_set_bell(rings, bell);
         dss_stream_shared_set_streaming(rings, call->engine->has_many_neighbours);
         stream = rings;
+    }
+    if (peer->forth) {
+        dss_call_t *forth = peer->forth;
+        dss_watch_set(call->engine, &forth->watch, 0);
+        stream = peer->dial == call ? dss_stream_socket_join(stream, forth->stream) : dss_stream_socket_join(forth->stream, stream);
+        forth->stream = NULL;
+        end_call(forth);
     }
     call->stream = NULL;
     call->shared = NULL;
@@ -370,12 +390,22 @@ static void promote(dss_call_t *call, dss_shared_t *shared, bool creator, int be
     dss_peer_ready(peer, stream);
 }
 
+/* TCP: the first connection is welcomed; what is still due is the way back. */
+static void hold(dss_call_t *call) {
+    leave_books(call);
+    call->peer->hang_ups = 0;
+    call->peer->forth = call;
+    call->stage = DSS_CALL_FORTH;
+}
+
 static dss_verdict_t decide(const dss_call_t *call) {
     const dss_engine_t *engine = call->engine;
     const dss_peer_t *peer = &engine->peers[call->handshake.peer];
     if (engine->stopping || engine->aborted || peer->state == DSS_PEER_LOST)
         return DSS_VERDICT_LEAVING;
-    if (peer->state == DSS_PEER_READY || peer->taken || (peer->dial && engine->identity.rank < peer->rank))
+    if (call->handshake.way == DSS_WAY_BACK)
+        return peer->taken && peer->forth ? DSS_VERDICT_WELCOME : DSS_VERDICT_DUPLICATE;
+    if (peer->state == DSS_PEER_READY || peer->taken || peer->forth || (peer->dial && engine->identity.rank < peer->rank))
         return DSS_VERDICT_DUPLICATE;
     return DSS_VERDICT_WELCOME;
 }
@@ -398,14 +428,22 @@ static bool answer_caller(dss_call_t *call) {
         end_call(peer->dial); /* both called: the lower rank's call is kept */
     call->peer = peer;
     call->deadline_ns = 0; /* from here on it is a peer: only operations have time-outs */
+    if (call->handshake.way == DSS_WAY_BACK) {
+        promote(call, NULL, false, -1);
+        return false;
+    }
     peer->taken = true;
     peer->state = DSS_PEER_AWAITED;
     peer->redial_ns = 0;
     call->stage = DSS_CALL_OFFER;
     if (call->unix_socket)
         return true;
-    promote(call, NULL, false, -1);
-    return false;
+    if (call->engine->fabric.dial) {
+        promote(call, NULL, false, -1);
+        return false;
+    }
+    hold(call);
+    return true;
 }
 
 /* What makes the engine look at its rings: the peer rings it directly. */
@@ -499,13 +537,21 @@ static void take_verdict(dss_call_t *call) {
     dss_peer_t *peer = call->peer;
     switch (call->handshake.verdict) {
     case DSS_VERDICT_WELCOME:
-        if (call->unix_socket)
+        if (call->unix_socket) {
             offer(call);
-        else
+        } else if (call->handshake.way == DSS_WAY_BACK || call->engine->fabric.dial) {
             promote(call, NULL, true, -1);
+        } else {
+            hold(call);
+            dss_connect_dial(peer);
+        }
         return;
     case DSS_VERDICT_DUPLICATE: /* its own call is on the way; should it never come, we call again */
         end_call(call);
+        if (peer->forth) {
+            dss_peer_lose(peer, "cannot be connected: one of two connections broke in the handshake");
+            return;
+        }
         peer->state = DSS_PEER_AWAITED;
         dial_again(peer, 2 * REDIAL_NS);
         return;
@@ -515,11 +561,26 @@ static void take_verdict(dss_call_t *call) {
     }
 }
 
+static void broken(dss_call_t *call, const char *why) {
+    dss_peer_t *peer = call->peer;
+    const bool accepted = peer && peer->dial != call;
+    if (!accepted) {
+        hung_up(call, why);
+        return;
+    }
+    end_call(call);
+    dss_peer_lose(peer, "is gone: %s", why);
+}
+
 /* False if the call is over, or its connection has become the peer's. */
 static bool take_message(dss_call_t *call, const uint8_t *message) {
     uint8_t answer[DSS_HANDSHAKE_MESSAGE_BYTES];
     bool has_answer = false;
     dss_error_t error;
+    if (call->stage == DSS_CALL_FORTH) {
+        broken(call, "it spoke where it had nothing to say");
+        return false;
+    }
     if (call->stage == DSS_CALL_OFFER)
         return take_offer(call, message);
     if (call->stage == DSS_CALL_BELL) {
@@ -548,17 +609,6 @@ static bool take_message(dss_call_t *call, const uint8_t *message) {
     return true;
 }
 
-static void broken(dss_call_t *call, const char *why) {
-    dss_peer_t *peer = call->peer;
-    const bool accepted = peer && peer->dial != call;
-    if (!accepted) {
-        hung_up(call, why);
-        return;
-    }
-    end_call(call);
-    dss_peer_lose(peer, "is gone: %s", why);
-}
-
 void dss_connect_progress(dss_call_t *call, uint32_t events) {
     if (!call->stream)
         return; /* ended while the event was on its way */
@@ -584,7 +634,9 @@ void dss_connect_progress(dss_call_t *call, uint32_t events) {
         const uint8_t *bytes = NULL;
         const ssize_t there = call->stream->ops->peek(call->stream, DSS_HANDSHAKE_MESSAGE_BYTES, &bytes);
         if (there < 0) {
-            broken(call, there == -EPIPE ? "it closed the connection in the handshake" : strerror((int)-there));
+            const bool closed = there == -EPIPE || there == -ECONNRESET;
+            broken(call, closed ? "it closed the connection in the handshake, its process has ended or shut down its process group"
+                                : strerror((int)-there));
             return;
         }
         call->said_anything = call->said_anything || there > 0;
@@ -610,7 +662,7 @@ static void tick_peer(dss_peer_t *peer, uint64_t now_ns) {
                       "to use in DSSYNC_SOCKET_IFNAME");
     }
     if (peer->state == DSS_PEER_READY && peer->operations && strcmp(peer->stream->ops->name, "tcp") == 0 &&
-        dss_socket_is_silent(peer->stream->fd, DSS_SILENCE_MS))
+        (dss_socket_is_silent(peer->stream->fd, DSS_SILENCE_MS) || dss_socket_is_silent(peer->stream->out_fd, DSS_SILENCE_MS)))
         dss_peer_lose(peer, "is gone: its host has acknowledged nothing for %u s", DSS_SILENCE_MS / 1000);
 }
 
@@ -630,12 +682,19 @@ void dss_connect_tick(dss_engine_t *engine, uint64_t now_ns) {
         tick_peer(&engine->peers[i], now_ns);
 }
 
+void dss_connect_forget(dss_peer_t *peer) {
+    peer->redial_ns = 0;
+    if (peer->dial)
+        end_call(peer->dial);
+    if (peer->forth)
+        end_call(peer->forth);
+}
+
 void dss_connect_close(dss_engine_t *engine) {
     while (engine->calls)
         end_call(engine->calls);
     for (uint32_t i = 0; i < engine->identity.world_size; i++)
-        if (engine->peers[i].dial)
-            end_call(engine->peers[i].dial);
+        dss_connect_forget(&engine->peers[i]);
     for (int i = 0; i < 2; i++)
         if (engine->listeners[i].fd >= 0) {
             dss_watch_set(engine, &engine->listeners[i], 0);

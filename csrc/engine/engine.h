@@ -213,6 +213,7 @@ struct dss_peer {
     bool has_unix;
     uint8_t unix_name[DSS_UNIX_NAME_BYTES];
     dss_call_t *dial;
+    dss_call_t *forth;    /* welcomed, TCP: until the way back is welcomed, too */
     bool taken;           /* its call was welcomed */
     uint32_t hang_ups;    /* of our calls, in a row */
     uint64_t redial_ns;   /* AWAITED, or dialing again: when; 0: no */
@@ -220,6 +221,7 @@ struct dss_peer {
     char *lost;           /* owned */
     dss_stream_t *stream; /* owned; READY only */
     dss_watch_t watch;
+    dss_watch_t out_watch;    /* for room, if the stream has another descriptor for that */
     dss_member_t *operations; /* unfinished ones with this peer */
     dss_key_t latest;         /* of the operation, or the stage of one, that it has posted last, as far as this rank has, too */
 
@@ -313,7 +315,7 @@ struct dss_call {
     dss_stream_t *stream;
     bool unix_socket;
     bool connected; /* dialed TCP: connect() is through */
-    enum { DSS_CALL_HANDSHAKE, DSS_CALL_OFFER, DSS_CALL_BELL, DSS_CALL_ANSWER } stage;
+    enum { DSS_CALL_HANDSHAKE, DSS_CALL_OFFER, DSS_CALL_BELL, DSS_CALL_ANSWER, DSS_CALL_FORTH } stage;
     dss_handshake_t handshake;
     void *shared;  /* the rings, until the peer has them too; dss_shared_t, owned */
     char *problem; /* why there are none; owned */
@@ -333,6 +335,7 @@ void dss_connect_take(dss_engine_t *engine, dss_stream_t *stream);
 void dss_connect_accept(dss_engine_t *engine, int listener);
 void dss_connect_progress(dss_call_t *call, uint32_t events);
 void dss_connect_tick(dss_engine_t *engine, uint64_t now_ns);
+void dss_connect_forget(dss_peer_t *peer);    /* ends what is on its way to it, for good */
 void dss_connect_close(dss_engine_t *engine); /* listeners and calls */
 
 /* ---- channels ----------------------------------------------------------------------------------------------------------- */

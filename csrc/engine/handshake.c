@@ -6,7 +6,8 @@
 #include "bytes.h"
 #include "sha256.h"
 
-#define VERSION 1u
+#define VERSION 2u
+#define WAY_AT 28u
 #define HELLO_NONCE_AT 32u
 #define HELLO_MAC_AT 48u
 #define HELLO_MAC_BYTES 16u
@@ -14,13 +15,13 @@
 #define VERDICT_AT 8u
 #define MAC_AT 32u
 #define LABEL_BYTES 24u
-#define COVERED_BYTES 80u
+#define COVERED_BYTES 84u
 
 typedef enum message_type { HELLO = 1, CHALLENGE = 2, PROOF = 3, VERDICT = 4 } message_type_t;
 
 static const uint8_t magic[4] = {'d', 's', 's', 'H'};
 
-static const char labels[][LABEL_BYTES] = {"", "dssync 1 hello", "dssync 1 challenge", "dssync 1 proof", "dssync 1 verdict"};
+static const char labels[][LABEL_BYTES] = {"", "dssync 2 hello", "dssync 2 challenge", "dssync 2 proof", "dssync 2 verdict"};
 
 /* Of the ranks `from`, who dialed, and `to`, who accepted. */
 static void make_mac(const dss_handshake_t *handshake, message_type_t type, uint32_t from, uint32_t to, dss_verdict_t verdict,
@@ -37,6 +38,7 @@ static void make_mac(const dss_handshake_t *handshake, message_type_t type, uint
     memcpy(covered + 48, handshake->dialer_nonce, DSS_NONCE_BYTES);
     if (type != HELLO)
         memcpy(covered + 64, handshake->acceptor_nonce, DSS_NONCE_BYTES);
+    dss_put_u32(covered + 80, (uint32_t)handshake->way);
     dss_hmac_begin(&hmac, identity->secret, sizeof identity->secret);
     dss_hmac_more(&hmac, covered, sizeof covered);
     dss_hmac_end(&hmac, mac);
@@ -110,12 +112,15 @@ static dss_status_t check_caller(const dss_identity_t *identity, const uint8_t *
 
 static dss_status_t take_hello(dss_handshake_t *handshake, const uint8_t *message, uint8_t *answer, dss_error_t *error_p) {
     uint8_t expected[DSS_SHA256_BYTES];
-    dss_status_t status = check_message(message, HELLO, 28, HELLO_NONCE_AT, error_p);
+    dss_status_t status = check_message(message, HELLO, WAY_AT + 1, HELLO_NONCE_AT, error_p);
     if (status == DSS_OK)
         status = check_caller(handshake->identity, message, error_p);
     if (status != DSS_OK)
         return status;
+    if (message[WAY_AT] > DSS_WAY_BACK)
+        return dss_fail(error_p, DSS_ERR_CORRUPT, "handshake: way %u is unknown", message[WAY_AT]);
     handshake->peer = dss_get_u32(message + 16);
+    handshake->way = (dss_way_t)message[WAY_AT];
     memcpy(handshake->dialer_nonce, message + HELLO_NONCE_AT, DSS_NONCE_BYTES);
     make_acceptor_mac(handshake, HELLO, DSS_VERDICT_NONE, expected);
     status = check_mac(handshake, message + HELLO_MAC_AT, expected, HELLO_MAC_BYTES, error_p);
@@ -177,16 +182,17 @@ static dss_status_t take_verdict(dss_handshake_t *handshake, const uint8_t *mess
     return DSS_OK;
 }
 
-void dss_handshake_dial(dss_handshake_t *handshake, const dss_identity_t *identity, uint32_t peer,
+void dss_handshake_dial(dss_handshake_t *handshake, const dss_identity_t *identity, uint32_t peer, dss_way_t way,
                         const uint8_t nonce[DSS_NONCE_BYTES], uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES]) {
     uint8_t mac[DSS_SHA256_BYTES];
-    *handshake = (dss_handshake_t){.identity = identity, .state = DSS_HANDSHAKE_DIALER_CHALLENGE, .peer = peer};
+    *handshake = (dss_handshake_t){.identity = identity, .state = DSS_HANDSHAKE_DIALER_CHALLENGE, .peer = peer, .way = way};
     memcpy(handshake->dialer_nonce, nonce, DSS_NONCE_BYTES);
     begin_message(message, HELLO);
     dss_put_u64(message + 8, identity->epoch);
     dss_put_u32(message + 16, identity->rank);
     dss_put_u32(message + 20, peer);
     dss_put_u32(message + 24, identity->world_size);
+    dss_put_u32(message + WAY_AT, (uint32_t)way);
     memcpy(message + HELLO_NONCE_AT, nonce, DSS_NONCE_BYTES);
     make_dialer_mac(handshake, HELLO, DSS_VERDICT_NONE, mac);
     memcpy(message + HELLO_MAC_AT, mac, HELLO_MAC_BYTES);

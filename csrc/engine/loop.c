@@ -154,7 +154,12 @@ static bool arm_all(dss_engine_t *engine) {
         const uint32_t events = peer->stream->ops->arm(peer->stream, peer->blocked);
         if (events == 0)
             return false;
-        dss_watch_set(engine, &peer->watch, events);
+        if (peer->out_watch.fd < 0) {
+            dss_watch_set(engine, &peer->watch, events);
+            continue;
+        }
+        dss_watch_set(engine, &peer->watch, events & ~(uint32_t)EPOLLOUT);
+        dss_watch_set(engine, &peer->out_watch, events & EPOLLOUT);
     }
     return true;
 }

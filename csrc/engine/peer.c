@@ -64,6 +64,8 @@ void dss_peer_ready(dss_peer_t *peer, dss_stream_t *stream) {
     peer->redial_ns = 0;
     peer->stream = stream;
     peer->watch = (dss_watch_t){.kind = DSS_WATCH_PEER, .fd = stream->fd, .owner = peer};
+    peer->out_watch =
+        (dss_watch_t){.kind = DSS_WATCH_PEER, .fd = stream->out_fd == stream->fd ? -1 : stream->out_fd, .owner = peer};
     dss_watch_set(engine, &peer->watch, EPOLLIN);
     engine->ready[engine->ready_count++] = peer->rank;
     if (engine->aborted) /* meanwhile: it has to hear of that */
@@ -93,9 +95,11 @@ static void close_stream(dss_peer_t *peer) {
     if (!peer->stream)
         return;
     dss_watch_set(peer->engine, &peer->watch, 0);
+    dss_watch_set(peer->engine, &peer->out_watch, 0);
     peer->stream->ops->close(peer->stream);
     peer->stream = NULL;
     peer->watch.fd = -1;
+    peer->out_watch.fd = -1;
     leave_ready(peer);
 }
 
@@ -127,6 +131,7 @@ void dss_peer_lose(dss_peer_t *peer, const char *format, ...) {
     (void)snprintf(text, sizeof text, "%s %s", dss_peer_text(peer, who, sizeof who), cause);
     const char *phase = peer->state == DSS_PEER_READY ? "transfer" : "connect";
     close_stream(peer);
+    dss_connect_forget(peer);
     peer->state = DSS_PEER_LOST;
     peer->lost = dss_text_copy(text);
     peer->engine->stats.lost_peers++;

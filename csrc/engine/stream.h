@@ -1,5 +1,5 @@
 /*
- * stream.h: one connection to one peer, as the engine sees it: an ordered stream of bytes each way.
+ * stream.h: the connection to one peer, as the engine sees it: an ordered stream of bytes each way.
  *
  * A table of functions stands between the engine and what carries the bytes: a socket (stream_socket.c), rings in shared memory
  * with a socket as doorbell (stream_shared.c), and, in tests, queues in memory that cut, delay and reset where a test says
@@ -33,18 +33,18 @@ typedef struct dss_stream_ops {
     /* After a batch of writes and consumes: rings the peer's doorbell if the peer sleeps and something came for it. */
     void (*flush)(dss_stream_t *stream);
 
-    /* Before sleeping. The epoll events to wait for on `fd`, EPOLLIN at least, after which anything that comes, and room to
-     * write if want_room, makes fd ready; 0 if something has come already, so that the caller must not sleep: what the last peek
-     * told of does not count, if nothing was consumed since. */
+    /* Before sleeping. The epoll events to wait for, EPOLLIN at least, on `fd` and EPOLLOUT on `out_fd`, after which anything that
+     * comes, and room to write if want_room, makes one of them ready; 0 if something has come already, so that the caller must not
+     * sleep: what the last peek told of does not count, if nothing was consumed since. */
     uint32_t (*arm)(dss_stream_t *stream, bool want_room);
-    /* fd became ready with these epoll events: takes the doorbell's rings off it. */
+    /* fd or out_fd became ready with these epoll events: takes the doorbell's rings off it. */
     void (*woken)(dss_stream_t *stream, uint32_t events);
 
     /* Whether the peer may be waiting for us to consume before it can go on; true where that cannot be known, and once it is gone:
      * its end then keeps fd ready until all is consumed. A peer that begins to wait wakes us, or this is always true. */
     bool (*peer_waits)(dss_stream_t *stream);
 
-    /* Frees the stream, closes its fd. Bytes written before still reach the peer where the carrier can do that. */
+    /* Frees the stream, closes its descriptors. Bytes written before still reach the peer where the carrier can do that. */
     void (*close)(dss_stream_t *stream);
 } dss_stream_ops_t;
 
@@ -52,7 +52,8 @@ typedef struct dss_stream_ops {
 
 struct dss_stream {
     const dss_stream_ops_t *ops;
-    int fd; /* what epoll watches; owned by the stream */
+    int fd;     /* what epoll watches; owned by the stream */
+    int out_fd; /* where arm()'s EPOLLOUT is watched: fd, unless each way has a socket of its own; owned */
 };
 
 #endif

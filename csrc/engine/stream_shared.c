@@ -358,6 +358,7 @@ dss_stream_t *dss_stream_shared_create(dss_shared_t *shared, bool creator, dss_s
     }
     stream->base.ops = &shared_ops;
     stream->base.fd = doorbell->fd;
+    stream->base.out_fd = doorbell->fd;
     stream->shared = shared;
     stream->doorbell = doorbell;
     stream->bell = -1;

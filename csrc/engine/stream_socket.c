@@ -34,6 +34,10 @@ static socket_stream_t *socket_of(dss_stream_t *stream) {
     return (socket_stream_t *)stream;
 }
 
+static bool is_joined(const socket_stream_t *stream) {
+    return stream->base.out_fd != stream->base.fd;
+}
+
 static bool is_not_now(int error) {
     return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
 }
@@ -41,12 +45,15 @@ static bool is_not_now(int error) {
 static ssize_t socket_send(socket_stream_t *stream, const struct msghdr *message) {
     if (stream->write_error)
         return stream->write_error;
-    const ssize_t sent = sendmsg(stream->base.fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t sent = sendmsg(stream->base.out_fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent >= 0)
         return sent;
     if (is_not_now(errno))
         return 0;
-    return stream->write_error = -errno;
+    stream->write_error = -errno;
+    if (is_joined(stream)) /* whatever it was, the peer sees the end, and closes what we read from */
+        (void)shutdown(stream->base.out_fd, SHUT_RDWR);
+    return stream->write_error;
 }
 
 static ssize_t socket_write(dss_stream_t *base, const struct iovec *list, int list_count) {
@@ -91,7 +98,7 @@ static ssize_t socket_receive(socket_stream_t *stream) {
         return -errno;
     if (got > 0)
         socket_keep_passed(stream, &message);
-    if (got > 0 || (got < 0 && !stream->write_error))
+    if (got > 0 || (got < 0 && (!stream->write_error || is_joined(stream))))
         return got > 0 ? got : 0;
     /* A reset that a write was told of is not told again: it would look like an orderly end here. */
     return stream->write_error ? stream->write_error : -EPIPE;
@@ -143,9 +150,10 @@ static void socket_flush(dss_stream_t *base) {
 
 static uint32_t socket_arm(dss_stream_t *base, bool want_room) {
     const socket_stream_t *stream = socket_of(base);
-    if (stream->read_error || stream->write_error || (stream->end > stream->begin && !stream->told))
+    const bool broken = stream->write_error && !is_joined(stream);
+    if (stream->read_error || broken || (stream->end > stream->begin && !stream->told))
         return 0;
-    return EPOLLIN | (want_room ? EPOLLOUT : 0u);
+    return EPOLLIN | (want_room && !stream->write_error ? EPOLLOUT : 0u);
 }
 
 static void socket_woken(dss_stream_t *base, uint32_t events) {
@@ -159,13 +167,19 @@ static bool socket_peer_waits(dss_stream_t *base) {
 }
 
 /* A close with unread bytes resets a TCP connection and throws away what is still to be sent: so they are read first. */
+static void close_drained(int fd) {
+    char unread[16384];
+    (void)shutdown(fd, SHUT_WR);
+    for (int i = 0; i < MAX_DRAINS && recv(fd, unread, sizeof unread, MSG_DONTWAIT) > 0; i++)
+        continue;
+    dss_descriptor_close(fd);
+}
+
 static void socket_close(dss_stream_t *base) {
     socket_stream_t *stream = socket_of(base);
-    char unread[16384];
-    (void)shutdown(base->fd, SHUT_WR);
-    for (int i = 0; i < MAX_DRAINS && recv(base->fd, unread, sizeof unread, MSG_DONTWAIT) > 0; i++)
-        continue;
-    dss_descriptor_close(base->fd);
+    if (is_joined(stream))
+        close_drained(base->out_fd);
+    close_drained(base->fd);
     if (stream->passed_fd >= 0)
         (void)close(stream->passed_fd);
     free(stream->buffer);
@@ -182,8 +196,18 @@ dss_stream_t *dss_stream_socket_create(int fd, const char *name, dss_error_t *er
                                      socket_arm, socket_woken, socket_peer_waits, socket_close};
     stream->base.ops = &stream->ops;
     stream->base.fd = fd;
+    stream->base.out_fd = fd;
     stream->passed_fd = -1;
     return &stream->base;
+}
+
+dss_stream_t *dss_stream_socket_join(dss_stream_t *in, dss_stream_t *out) {
+    socket_stream_t *rest = socket_of(out);
+    in->out_fd = out->fd;
+    socket_of(in)->write_error = rest->write_error;
+    free(rest->buffer);
+    free(rest);
+    return in;
 }
 
 dss_status_t dss_stream_socket_send_fd(dss_stream_t *stream, int fd, const void *bytes, size_t bytes_count) {

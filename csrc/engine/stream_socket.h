@@ -1,5 +1,6 @@
 /*
- * stream_socket.h: a stream over a connected stream socket, TCP or Unix, and what the engine must know about such sockets.
+ * stream_socket.h: a stream over a connected stream socket, TCP or Unix, or over two, and what the engine must know about such
+ * sockets.
  *
  * One system call a write gathers what is posted, one a read fills a buffer of the stream's own, so that small frames cost a
  * fraction of a call each; the price is one copy of what is received. A Unix socket can also hand over one descriptor, which is
@@ -14,6 +15,11 @@
 /* `fd`: a connected, or still connecting, non-blocking stream socket, the stream's from now on. `name` (static) is for people:
  * "tcp", "unix". NULL if there is no memory; fd is then still the caller's. */
 dss_stream_t *dss_stream_socket_create(int fd, const char *name, dss_error_t *error_p);
+
+/* One stream of two, none of which was written to or read from since its handshake: what comes is read from `in`, what is sent
+ * goes to `out`, whose own reading ends. Both are the new stream's, which is at `in`'s address. Its end is the end of `in`: if
+ * `out` breaks, the peer finds an end there, at the next keepalive at the latest, and closes both. */
+dss_stream_t *dss_stream_socket_join(dss_stream_t *in, dss_stream_t *out);
 
 /* Sends a few bytes (fewer than a page) with a descriptor, which stays the caller's. DSS_ERR_PEER_LOST if the stream is broken,
  * DSS_ERR_SYSTEM if the system refuses, or has no room: meant for a stream with nothing else under way. */

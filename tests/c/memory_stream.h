@@ -308,6 +308,7 @@ static inline memory_link_t *memory_link_make(memory_fabric_t *fabric, uint32_t 
                               .side = side,
                               .taken = side == 0,
                               .held = malloc(MEMORY_HELD_BYTES)};
+        end->stream.out_fd = end->stream.fd;
         CHECK(link->pipes[side].bytes && end->stream.fd >= 0 && end->held);
     }
     link->next = fabric->links;

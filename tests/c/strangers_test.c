@@ -103,7 +103,7 @@ typedef struct stranger {
 static void hello_of(stranger_t *stranger, dss_identity_t identity, uint32_t to) {
     static const uint8_t nonce[DSS_NONCE_BYTES] = {1, 2, 3};
     dss_handshake_t handshake;
-    dss_handshake_dial(&handshake, &identity, to, nonce, stranger->bytes);
+    dss_handshake_dial(&handshake, &identity, to, DSS_WAY_FORTH, nonce, stranger->bytes);
     stranger->bytes_count = DSS_HANDSHAKE_MESSAGE_BYTES;
 }
 
@@ -225,6 +225,68 @@ static void flood_on_unix_sockets(void) {
     run_flood(DSS_TRANSPORT_AUTO, true);
 }
 
+/* ---- two connections over TCP ------------------------------------------------------------------------------------------- */
+
+/* The whole handshake, as rank 0 would do it; the verdict. */
+static dss_verdict_t introduce(int fd, dss_way_t way) {
+    static const uint8_t nonce[DSS_NONCE_BYTES] = {1, 2, 3};
+    const dss_card_t *card = &processes.cards[0];
+    dss_identity_t identity = {.epoch = card->epoch, .rank = 0, .world_size = WORLD};
+    dss_handshake_t handshake;
+    uint8_t message[DSS_HANDSHAKE_MESSAGE_BYTES];
+    uint8_t answer[DSS_HANDSHAKE_MESSAGE_BYTES];
+    memcpy(identity.secret, card->secret, sizeof identity.secret);
+    dss_handshake_dial(&handshake, &identity, VISITED, way, nonce, message);
+    tell(fd, message, sizeof message);
+    while (handshake.state != DSS_HANDSHAKE_DONE) {
+        bool answers = false;
+        CHECK_EQUAL(recv(fd, message, sizeof message, MSG_WAITALL), sizeof message);
+        CHECK_STATUS(dss_handshake_step(&handshake, message, answer, &answers, NULL), DSS_OK);
+        if (answers)
+            tell(fd, answer, sizeof answer);
+    }
+    return handshake.verdict;
+}
+
+static void a_way_back_that_nobody_waits_for_is_refused(void) {
+    processes_start(WORLD, DSS_TRANSPORT_TCP, exchange_until_told);
+    check_progress();
+    const int fd = visit(VISITED, false);
+    CHECK_EQUAL(introduce(fd, DSS_WAY_BACK), DSS_VERDICT_DUPLICATE);
+    check_dropped(fd, "a second way back");
+    check_progress();
+    stop_exchange();
+}
+
+/* Welcomed, and then neither a second call nor silence: its operations end with an error that says so, and do not wait. */
+static void half_a_connection_that_ends_is_an_error(void) {
+    for (int speaks = 0; speaks < 2; speaks++) {
+        static const uint8_t garbage[DSS_HANDSHAKE_MESSAGE_BYTES] = "dss";
+        processes_start(WORLD, DSS_TRANSPORT_TCP, meet);
+        processes_expect_all("made", NOBODY);
+        const int fd = visit(VISITED, false);
+        CHECK_EQUAL(introduce(fd, DSS_WAY_FORTH), DSS_VERDICT_WELCOME);
+        if (speaks) {
+            tell(fd, garbage, sizeof garbage);
+            check_dropped(fd, "one that spoke too early");
+        } else {
+            close(fd);
+        }
+        processes_go_all(NOBODY);
+        for (uint32_t i = 0; i < WORLD; i++) {
+            const message_t message = processes_expect(i, "met");
+            CHECK(message.status == DSS_ERR_PEER_LOST || message.status == DSS_ERR_FAILED);
+            if (i == VISITED) {
+                CHECK_CONTAINS(message.text, "rank 0 (");
+                CHECK_CONTAINS(message.text,
+                               speaks ? "it spoke where it had nothing to say" : "closed the connection in the handshake");
+            }
+        }
+        processes_go_all(NOBODY);
+        processes_join(NOBODY);
+    }
+}
+
 /* ---- where a rank listens ----------------------------------------------------------------------------------------------- */
 
 /* All its listening sockets are Unix sockets or bound to the address on the card, no wider. */
@@ -271,6 +333,8 @@ int main(void) {
     files.rlim_cur = files.rlim_max;
     CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &files), 0);
     RUN(listens_on_one_address);
+    RUN(a_way_back_that_nobody_waits_for_is_refused);
+    RUN(half_a_connection_that_ends_is_an_error);
     RUN(flood_on_tcp);
     RUN(flood_on_unix_sockets);
     RUN(strangers_on_shared_memory_and_tcp);

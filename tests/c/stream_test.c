@@ -1,6 +1,6 @@
-/* The same bytes over a Unix socket, TCP and shared memory, between threads and between processes; and what each carrier must hold
- * out on its own: dying peers, garbage in shared memory, closes with unread bytes. Whoever sleeps, sleeps in epoll with no
- * time-out: a lost wake-up is a hang, and the watchdog's. */
+/* The same bytes over a Unix socket, TCP, two TCP connections and shared memory, between threads and between processes; and what
+ * each carrier must hold out on its own: dying peers, garbage in shared memory, closes with unread bytes. Whoever sleeps, sleeps in
+ * epoll with no time-out: a lost wake-up is a hang, and the watchdog's. */
 #define _GNU_SOURCE /* accept4, memfd_create */
 #include "check.h"
 
@@ -31,18 +31,24 @@ static uint8_t pattern[PATTERN_BYTES + MOST_BYTES];
 typedef struct carrier {
     const char *name;
     bool is_tcp;
+    bool joins;        /* a connection each way */
     size_t ring_bytes; /* of shared memory; 0: none */
 } carrier_t;
 
-static const carrier_t carriers[] = {
-    {"unix", false, 0}, {"tcp", true, 0}, {"shared memory", false, 1u << 20}, {"smallest shared memory", false, 1}};
-static const carrier_t *const shared_carrier = &carriers[2];
+static const carrier_t carriers[] = {{"unix", false, false, 0},
+                                     {"tcp", true, false, 0},
+                                     {"two tcp", true, true, 0},
+                                     {"shared memory", false, false, 1u << 20},
+                                     {"smallest shared memory", false, false, 1}};
+static const carrier_t *const joined_carrier = &carriers[2];
+static const carrier_t *const shared_carrier = &carriers[3];
 
-#define FOR_EACH_CARRIER for (const carrier_t *carrier = carriers; carrier < carriers + 4; carrier++)
+#define FOR_EACH_CARRIER for (const carrier_t *carrier = carriers; carrier < carriers + 5; carrier++)
 
 typedef struct link {
     const carrier_t *carrier;
     int fds[2];
+    int second[2]; /* of another connection: side 0 sends on it, side 1 on the first; -1: none */
     int memfd;
     dss_shared_t *shared; /* the creator's, until side 0 is opened */
 } link_t;
@@ -62,11 +68,13 @@ static void tcp_pair(int fds[2]) {
 }
 
 static link_t link_make(const carrier_t *carrier) {
-    link_t link = {carrier, {-1, -1}, -1, NULL};
+    link_t link = {carrier, {-1, -1}, {-1, -1}, -1, NULL};
     if (carrier->is_tcp)
         tcp_pair(link.fds);
     else
         CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, link.fds) == 0);
+    if (carrier->joins)
+        tcp_pair(link.second);
     if (carrier->ring_bytes)
         CHECK_STATUS(dss_shared_create(carrier->ring_bytes, &link.memfd, &link.shared, NULL), DSS_OK);
     return link;
@@ -78,6 +86,11 @@ typedef struct end {
     int epoll;
 } end_t;
 
+static void end_watch(const end_t *end, int what, int fd, uint32_t events) {
+    struct epoll_event event = {.events = events};
+    CHECK(epoll_ctl(end->epoll, what, fd, &event) == 0);
+}
+
 static end_t end_open(link_t *link, int side) {
     end_t end = {dss_stream_socket_create(link->fds[side], link->carrier->name, NULL), epoll_create1(EPOLL_CLOEXEC)};
     CHECK(end.stream && end.epoll >= 0);
@@ -88,9 +101,25 @@ static end_t end_open(link_t *link, int side) {
         end.stream = dss_stream_shared_create(shared, side == 0, end.stream, NULL);
         CHECK(end.stream);
     }
-    struct epoll_event event = {.events = EPOLLIN};
-    CHECK(epoll_ctl(end.epoll, EPOLL_CTL_ADD, end.stream->fd, &event) == 0);
+    if (link->carrier->joins) {
+        dss_stream_t *second = dss_stream_socket_create(link->second[side], link->carrier->name, NULL);
+        CHECK(second);
+        end.stream = side == 0 ? dss_stream_socket_join(end.stream, second) : dss_stream_socket_join(second, end.stream);
+        CHECK_EQUAL(end.stream->out_fd, side == 0 ? link->second[0] : link->fds[1]);
+    }
+    end_watch(&end, EPOLL_CTL_ADD, end.stream->fd, EPOLLIN);
     return end;
+}
+
+/* As the engine does it: for bytes on fd, for room on out_fd. */
+static void end_arm(const end_t *end, uint32_t events) {
+    const bool joined = end->stream->out_fd != end->stream->fd;
+    end_watch(end, EPOLL_CTL_MOD, end->stream->fd, joined ? events & ~(uint32_t)EPOLLOUT : events);
+    if (!joined)
+        return;
+    (void)epoll_ctl(end->epoll, EPOLL_CTL_DEL, end->stream->out_fd, NULL); /* its end would wake us, asked for or not */
+    if (events & EPOLLOUT)
+        end_watch(end, EPOLL_CTL_ADD, end->stream->out_fd, EPOLLOUT);
 }
 
 static void end_close(end_t *end) {
@@ -119,6 +148,8 @@ static pid_t pair_fork(const carrier_t *carrier, end_t *end_p) {
     CHECK(child >= 0);
     const int side = child == 0 ? 1 : 0;
     CHECK(close(link.fds[1 - side]) == 0);
+    if (carrier->joins)
+        CHECK(close(link.second[1 - side]) == 0);
     *end_p = end_open(&link, side);
     if (child == 0)
         dss_shared_destroy(link.shared);
@@ -137,7 +168,7 @@ static void end_sleep(end_t *end, bool want_room) {
     struct epoll_event event = {.events = end->stream->ops->arm(end->stream, want_room)};
     if (!event.events)
         return;
-    CHECK(epoll_ctl(end->epoll, EPOLL_CTL_MOD, end->stream->fd, &event) == 0);
+    end_arm(end, event.events);
     int ready;
     do
         ready = epoll_wait(end->epoll, &event, 1, -1);
@@ -148,8 +179,8 @@ static void end_sleep(end_t *end, bool want_room) {
 
 /* Whether the end, armed before, is woken within so long; -1: it must be. */
 static bool end_is_rung(end_t *end, uint32_t events, int milliseconds) {
-    struct epoll_event event = {.events = events};
-    CHECK(epoll_ctl(end->epoll, EPOLL_CTL_MOD, end->stream->fd, &event) == 0);
+    struct epoll_event event;
+    end_arm(end, events);
     return epoll_wait(end->epoll, &event, 1, milliseconds) == 1;
 }
 
@@ -475,6 +506,53 @@ static void a_reset_that_a_write_met_is_no_orderly_end(void) {
     end_close(&end);
 }
 
+/* Of two connections ours breaks alone: the peer sees its end and closes the other; until then we can sleep, and read. */
+static void a_broken_way_out_is_told_at_the_end_of_the_way_in(void) {
+    link_t link = link_make(joined_carrier);
+    end_t end = end_open(&link, 0);
+    const uint8_t *bytes;
+    const struct linger reset = {1, 0};
+    CHECK(setsockopt(link.second[1], SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0);
+    CHECK(close(link.second[1]) == 0);
+    ssize_t count = 0;
+    while (count >= 0)
+        count = put(&end, pattern, 1);
+    CHECK_EQUAL(-count, ECONNRESET);
+    CHECK_EQUAL(end.stream->ops->peek(end.stream, 1, &bytes), 0);
+    const uint32_t events = end.stream->ops->arm(end.stream, true);
+    CHECK_EQUAL(events, EPOLLIN);
+    CHECK(!end_is_rung(&end, events, 0));
+    CHECK_EQUAL(send(link.fds[1], pattern, 5, 0), 5);
+    CHECK(end_is_rung(&end, events, -1));
+    CHECK_EQUAL(end.stream->ops->peek(end.stream, 1, &bytes), 5);
+    end.stream->ops->consume(end.stream, 5);
+    CHECK(close(link.fds[1]) == 0);
+    end_sleep(&end, true);
+    CHECK_EQUAL(-end.stream->ops->peek(end.stream, 1, &bytes), ECONNRESET);
+    CHECK_EQUAL(end.stream->ops->arm(end.stream, true), 0);
+    end_close(&end);
+}
+
+/* Whatever a write fails of, a lack of memory say: the peer must not wait for what will never come. */
+static void who_cannot_send_any_more_makes_the_peer_see_an_end(void) {
+    link_t link;
+    end_t ends[2];
+    const uint8_t *bytes;
+    pair_open(joined_carrier, &link, ends);
+    const struct iovec nowhere = {(void *)(uintptr_t)16, 100}; /* EFAULT: a failure that is not the connection's */
+    CHECK_EQUAL(-ends[0].stream->ops->write(ends[0].stream, &nowhere, 1), EFAULT);
+    ssize_t count = 0;
+    while (count == 0) {
+        end_sleep(&ends[1], false);
+        count = ends[1].stream->ops->peek(ends[1].stream, 1, &bytes);
+    }
+    CHECK_EQUAL(-count, EPIPE);
+    end_close(&ends[1]);
+    end_sleep(&ends[0], false);
+    CHECK_EQUAL(-ends[0].stream->ops->peek(ends[0].stream, 1, &bytes), EFAULT);
+    end_close(&ends[0]);
+}
+
 static void a_cut_off_rest_is_told_once(void) {
     FOR_EACH_CARRIER {
         link_t link;
@@ -638,7 +716,7 @@ static void garbage_that_changes_all_the_time_harms_nobody(void) {
         link_t link;
         end_t ends[2];
         pthread_t thread;
-        pair_open(&carriers[2 + round % 2], &link, ends);
+        pair_open(shared_carrier + round % 2, &link, ends);
         vandal_t vandal = {control_of(&link), false};
         CHECK(pthread_create(&thread, NULL, scribble, &vandal) == 0);
         for (int i = 0; i < 100; i++) {
@@ -860,6 +938,8 @@ int main(void) {
     RUN(arm_counts_only_what_is_news);
     RUN(what_was_written_before_a_close_arrives);
     RUN(a_reset_that_a_write_met_is_no_orderly_end);
+    RUN(a_broken_way_out_is_told_at_the_end_of_the_way_in);
+    RUN(who_cannot_send_any_more_makes_the_peer_see_an_end);
     RUN(a_cut_off_rest_is_told_once);
     RUN(a_killed_writer_leaves_its_bytes_and_an_error);
     RUN(a_killed_sleeper_is_noticed);

@@ -69,7 +69,8 @@ static void new_machine(scene_t *scene) {
         dss_handshake_accept(&machine->handshake, &machine->identity, nonce);
         return;
     }
-    dss_handshake_dial(&machine->handshake, &machine->identity, ranks / RANK_COUNT % RANK_COUNT, nonce, hello);
+    const dss_way_t way = how & 16 ? DSS_WAY_BACK : DSS_WAY_FORTH;
+    dss_handshake_dial(&machine->handshake, &machine->identity, ranks / RANK_COUNT % RANK_COUNT, way, nonce, hello);
     record(scene, hello);
 }
 
@@ -79,7 +80,7 @@ static bool is_partner(const machine_t *machine, const machine_t *other) {
     const dss_handshake_t *theirs = &other->handshake;
     return other->dials != machine->dials && memcmp(other->identity.secret, machine->identity.secret, DSS_SECRET_BYTES) == 0 &&
            other->identity.epoch == machine->identity.epoch && other->identity.world_size == machine->identity.world_size &&
-           mine->peer == other->identity.rank && theirs->peer == machine->identity.rank &&
+           mine->way == theirs->way && mine->peer == other->identity.rank && theirs->peer == machine->identity.rank &&
            memcmp(mine->dialer_nonce, theirs->dialer_nonce, DSS_NONCE_BYTES) == 0 &&
            memcmp(mine->acceptor_nonce, theirs->acceptor_nonce, DSS_NONCE_BYTES) == 0;
 }

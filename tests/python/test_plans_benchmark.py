@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from harness import ROOT
+from harness import ROOT, run_ranks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import plans
@@ -80,6 +82,29 @@ def test_predictions_are_about_what_was_measured(topology: Topology):
     assert (
         plans.predict("plan auto", striped, topology, SIZE, computing)["simulated_seconds"] > 1.0 + found["simulated_seconds"] / 2
     )
+
+
+def measure(rank: int, world: int, spec: plans.Record) -> None:
+    bench = plans_worker.Bench(spec)
+    bench.find_topology()
+    bench.add_gloo()
+    bench.add_composed()
+    bench.add_plans(spec["plans"], True)
+    bench.measure()
+
+
+def test_every_kind_of_plan_can_be_measured(tmp_path: Path):
+    """On one host, where times mean nothing: the workers check what is averaged."""
+    out = tmp_path / "records.jsonl"
+    racks = [2, 2]
+    spec = {"case": "a case", "out": str(out), "mib": 1, "racks": plans.ranks_of(racks), "repetitions": 1, "plans": plans.KINDS}
+    spec["topology"] = plans.nominal(racks, 500, 100).to_json()
+    run_ranks(4, measure, spec, backend="gloo", env={"DSSYNC_TRANSPORT": "tcp"})
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    kinds = {Plan.from_bytes(bytes.fromhex(record["plan"])).kind for record in found if record.get("plan")}
+    assert kinds == set(plans.KINDS) - {"auto"}
+    assert {plans.RING, plans.ALL_REDUCE} < {record["series"] for record in found}
+    assert all(record["seconds"] > 0 for record in found if "seconds" in record)
 
 
 def records() -> list[plans.Record]:
